@@ -1,0 +1,1 @@
+"""Diagnostics of grokking for PyTorch Lightning."""

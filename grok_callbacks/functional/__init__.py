@@ -1,0 +1,1 @@
+"""Every measure as a pure function of tensors: no state, no Lightning."""

@@ -1,0 +1,1 @@
+"""Every measure as a ``torchmetrics.Metric``, thin over :mod:`grok_callbacks.functional`."""
