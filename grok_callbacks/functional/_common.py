@@ -13,4 +13,5 @@ def to_double(tensor: Tensor) -> Tensor:
 
 def entropy(probabilities: Tensor) -> Tensor:
     r"""Shannon entropy :math:`-\sum_i p_i \ln p_i` in nats over the last dimension, with :math:`0 \ln 0 = 0`."""
-    return torch.special.entr(probabilities).sum(-1)
+    terms: Tensor = torch.special.entr(probabilities)
+    return terms.sum(-1)

@@ -1,0 +1,88 @@
+"""What the various loggers can do beyond scalars."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["add_figures", "add_layout", "flush", "holds_figures", "layout", "mark_resumed"]
+
+
+def _tensorboard(logger: Any) -> Any:
+    """The SummaryWriter of a TensorBoard logger, ``None`` for other loggers and on other ranks."""
+    if "TensorBoard" not in type(logger).__name__:
+        return None
+    experiment = logger.experiment
+    return experiment if hasattr(experiment, "add_custom_scalars") else None
+
+
+def holds_figures(logger: Any) -> bool:
+    """Whether :func:`add_figures` can do anything with this logger."""
+    return _tensorboard(logger) is not None or hasattr(logger, "log_image")
+
+
+def add_figures(logger: Any, figures: Mapping[str, Figure], step: int) -> None:
+    """Show figures at a step: in TensorBoard, and in loggers with ``log_image`` such as Weights & Biases."""
+    import matplotlib.pyplot as plt
+
+    writer = _tensorboard(logger)
+    for key, figure in figures.items():
+        if writer is not None:
+            writer.add_figure(key, figure, global_step=step, close=False)
+        else:
+            logger.log_image(key, [figure], step=step)
+        plt.close(figure)
+
+
+def flush(logger: Any) -> None:
+    """Write out what a logger holds in memory."""
+    logger.save()
+    writer = _tensorboard(logger)
+    if writer is not None:
+        writer.flush()
+
+
+def mark_resumed(loggers: Iterable[Any], step: int) -> None:
+    """Tell TensorBoard that the run goes on from ``step``: what an interrupted process logged later than that is dropped."""
+    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+    for logger in loggers:
+        writer = _tensorboard(logger)
+        if writer is not None:
+            event = Event(step=step + 1, session_log=SessionLog(status=SessionLog.START))
+            writer._get_file_writer().add_event(event, step + 1)
+
+
+def layout(charts: Sequence[tuple[str, Sequence[str]]]) -> dict[str, dict[str, list[Any]]]:
+    """TensorBoard's custom-scalar layout: a category for each question, a chart for each family of keys.
+
+    Args:
+        charts: A question and the keys that answer it, for each monitor.
+
+    Returns:
+        What ``SummaryWriter.add_custom_scalars`` takes.
+    """
+    result: dict[str, dict[str, list[Any]]] = {}
+    for question, keys in charts:
+        for key in keys:
+            family = "/".join(key.split("/")[:2])
+            chart = result.setdefault(question, {}).setdefault(family, ["Multiline", []])
+            chart[1].append(_escaped(key))
+    return result
+
+
+def _escaped(key: str) -> str:
+    """TensorBoard reads the tags of a layout as regular expressions."""
+    import re
+
+    return f"^{re.escape(key)}$"
+
+
+def add_layout(logger: Any, charts: Mapping[str, Mapping[str, list[Any]]]) -> None:
+    """Give TensorBoard the layout; other loggers have none."""
+    writer = _tensorboard(logger)
+    if writer is not None and charts:
+        writer.add_custom_scalars(charts)

@@ -1,0 +1,271 @@
+"""Tells when a run memorised and when it generalised."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from grok_callbacks._compat import MisconfigurationException
+from grok_callbacks.callbacks.monitor import Monitor
+from grok_callbacks.forecast.onset import OnsetTracker, Outcome, Thresholds, is_share
+from grok_callbacks.history import History
+from grok_callbacks.probe import Split
+from grok_callbacks.snapshot import ModelView, Snapshot
+
+__all__ = ["GrokkingDetector"]
+
+_SPLIT_WORDS: dict[Split, tuple[str, ...]] = {"train": ("train", "training"), "validation": ("val", "valid", "validation")}
+
+
+class GrokkingDetector(Monitor):
+    """Finds the steps at which a run memorises, begins to generalise and has generalised, announces and logs them.
+
+    It reads the accuracies that the module itself logs (``train_acc``, ``val/accuracy`` and the like, or the names given), and
+    where it logs none, measures them on the probe. An event is the first of two consecutive measurements beyond its level, so
+    it does not fire on noise, and not twice over a resume:
+
+    - *memorised*: training accuracy of at least 0.99;
+    - *onset*: validation accuracy a fifth of the way from chance to the target;
+    - *generalised*: validation accuracy of at least 0.9 of the target.
+
+    Generalising at least twice as late as memorising is **grokking**, sooner is **comprehension**; memorising alone is
+    **memorisation**, neither is **confusion**.
+
+    | key | value |
+    |---|---|
+    | `grok/accuracy/{train,validation}` | accuracy on the probe, where samples have class labels |
+    | `grok/loss/{train,validation}` | loss on the probe |
+    | `grok/onset/memorized_step` | the step, logged when it is established |
+    | `grok/onset/onset_step` | the step, logged when it is established |
+    | `grok/onset/grokked_step` | the step of generalising, logged when it is established |
+    | `grok/onset/delay` | steps from memorising to generalising |
+
+    Cost: one probe forward pass on training and on validation samples, shared with the other monitors. Source of the terms: Liu
+    et al. 2022 (arXiv 2205.10343); the levels are our choice.
+
+    Args:
+        train_metric: Name of the logged training metric; by default an accuracy is looked for, then measured.
+        validation_metric: The same for validation.
+        mode: Whether the metrics grow ("max") or fall ("min") as the model gets better.
+        memorized_threshold: The training metric that counts as memorised. With mode "min" it must be given.
+        target: The validation metric of a good model: 1.0 for accuracy, lower for data that level off lower. With mode "min" it
+            must be given.
+        chance: The validation metric of guessing: by default one over the number of classes, or 0 where that is unknown. With
+            mode "min" it must be given.
+        patience: Consecutive measurements that an event must last.
+        stop_after_generalization: End the fit once the model has generalised; in a loop of your own read :attr:`should_stop`.
+        **kwargs: See :class:`~grok_callbacks.Monitor`.
+
+    Raises:
+        MisconfigurationException: If a threshold cannot be reached, or at fit start if there is neither a metric nor anything
+            to measure one on.
+    """
+
+    question = "Is it memorising?"
+
+    def __init__(
+        self,
+        train_metric: str | None = None,
+        validation_metric: str | None = None,
+        mode: Literal["max", "min"] = "max",
+        memorized_threshold: float | None = None,
+        target: float | None = None,
+        chance: float | None = None,
+        patience: int = 2,
+        stop_after_generalization: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.metric_names: dict[Split, str | None] = {"train": train_metric, "validation": validation_metric}
+        if mode == "min":
+            needed = {
+                "train_metric": train_metric, "validation_metric": validation_metric, "memorized_threshold": memorized_threshold,
+                "target": target, "chance": chance,
+            }  # fmt: skip
+            missing = [name for name, value in needed.items() if value is None]
+            if missing:
+                raise MisconfigurationException(f"With `mode='min'` there are no defaults; set {missing}.")
+        self._chance = chance
+        try:
+            self.tracker = OnsetTracker(
+                Thresholds(
+                    memorized=0.99 if memorized_threshold is None else memorized_threshold,
+                    target=1.0 if target is None else target,
+                    chance=0.0 if chance is None else chance,
+                    mode=mode,
+                    patience=patience,
+                )
+            )
+        except ValueError as error:
+            raise MisconfigurationException(str(error)) from error
+        self.stop_after_generalization = stop_after_generalization
+        self._fed: dict[str, int] = {"train": -1, "validation": -1}
+        self._sources: dict[str, str] = {}
+        self._warned_source = False
+
+    def bind(self, view: ModelView) -> None:
+        """Check that there is something to judge the run by."""
+        if self.metric_names["train"] is None:
+            view.require_samples("train")
+        self._fed = {"train": -1, "validation": -1}
+        self._sources = {}
+        self.tracker = OnsetTracker(self.tracker.thresholds)
+
+    def measure(self, snapshot: Snapshot) -> Mapping[str, float | Tensor]:
+        """Accuracy and loss on the probe, for the splits that have labelled samples."""
+        values: dict[str, float | Tensor] = {}
+        splits: tuple[Split, Split] = ("train", "validation")
+        for split in splits:
+            if not snapshot.has(split) or snapshot.targets(split) is None:
+                continue
+            values[f"loss/{split}"] = snapshot.loss(split)
+            labels = _labels(snapshot.targets(split), snapshot.logits(split))
+            if labels is None:
+                continue
+            logits = snapshot.logits(split)
+            values[f"accuracy/{split}"] = (logits.argmax(-1) == labels).double().mean()
+            if self._chance is None and self.tracker.thresholds.chance == 0.0:
+                self._set_chance(1.0 / logits.shape[-1])
+        return values
+
+    def _set_chance(self, chance: float) -> None:
+        if chance < self.tracker.thresholds.target:
+            self.tracker.thresholds = replace(self.tracker.thresholds, chance=chance)
+
+    def logged_metrics_wanted(self, available: Mapping[str, Any]) -> Iterable[str]:
+        """The training and validation metric, if the module logs them."""
+        names = [self._find(split, available) for split in ("train", "validation")]
+        return [name for name in names if name is not None]
+
+    def _find(self, split: Split, available: Mapping[str, Any]) -> str | None:
+        given = self.metric_names[split]
+        if given is not None:
+            return given if given in available else None
+        return next((name for name in _candidates(split) if name in available), None)
+
+    def analyse(self, history: History, step: int) -> Mapping[str, float | Tensor]:
+        """Feed the tracker what is new, and report the events that it establishes."""
+        events: list[str] = []
+        for split in ("train", "validation"):
+            events += self._feed(split, history)
+        for event in events:
+            self.announce(self._sentence(event))
+        if events and self.should_stop and self.session is not None:
+            self.session.trainer.should_stop = True
+        return self._steps() if events else {}
+
+    def _feed(self, split: Split, history: History) -> list[str]:
+        source = self._source(split, history)
+        if source is None:
+            return []
+        update = self.tracker.update_train if split == "train" else self.tracker.update_validation
+        events: list[str] = []
+        points = history[source]
+        for point_step, value in zip(points.steps, points.values, strict=True):
+            if point_step > self._fed[split]:
+                self._fed[split] = point_step
+                events += update(point_step, value)
+        return events
+
+    def _source(self, split: Split, history: History) -> str | None:
+        """The key of the series to judge by: what the module logs, otherwise what was measured on the probe."""
+        found = self._find(split, history)
+        if found is not None and self.metric_names[split] is None and not is_share(history[found].values[-1]):
+            if not self._warned_source:
+                self._warned_source = True
+                warnings.warn(f"{found!r} is no share between 0 and 1; {self.label} measures the accuracy itself.", stacklevel=2)
+            found = None
+        own = f"{self.prefix}/accuracy/{split}"
+        if found is None and self.metric_names[split] is None and own in history:
+            return own
+        return found
+
+    def _steps(self) -> dict[str, float]:
+        tracker = self.tracker
+        steps = {
+            "memorized_step": tracker.memorized_step,
+            "onset_step": tracker.onset_step,
+            "grokked_step": tracker.grokked_step,
+            "delay": tracker.delay,
+        }
+        return {f"onset/{name}": float(step) for name, step in steps.items() if step is not None}
+
+    def _sentence(self, event: str) -> str:
+        tracker = self.tracker
+        if event == "memorized":
+            return f"Memorised at step {tracker.memorized_step:,}: the training data are fitted."
+        if event == "onset":
+            return f"Onset at step {tracker.onset_step:,}: validation leaves chance."
+        return f"Generalised at step {tracker.grokked_step:,}: {_REASONS[tracker.outcome].format(tracker=tracker)}"
+
+    @property
+    def memorized_step(self) -> int | None:
+        """The step at which the training data were fitted, ``None`` so far."""
+        return self.tracker.memorized_step
+
+    @property
+    def onset_step(self) -> int | None:
+        """The step at which validation left chance, ``None`` so far."""
+        return self.tracker.onset_step
+
+    @property
+    def grokked_step(self) -> int | None:
+        """The step at which the model had generalised, ``None`` so far."""
+        return self.tracker.grokked_step
+
+    @property
+    def delay(self) -> int | None:
+        """Steps from memorising to generalising."""
+        return self.tracker.delay
+
+    @property
+    def outcome(self) -> Outcome:
+        """What the run is, as far as it has gone."""
+        return self.tracker.outcome
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether the run has generalised and was to stop then."""
+        return self.stop_after_generalization and self.grokked_step is not None
+
+    def own_state(self) -> dict[str, Any]:
+        """The tracker and how far the series were read."""
+        return {"tracker": self.tracker.state_dict(), "fed": dict(self._fed)}
+
+    def load_own_state(self, state: Mapping[str, Any]) -> None:
+        """Go on where the saved run was; its thresholds hold."""
+        self.tracker.load_state_dict(state["tracker"])
+        self._fed = dict(state["fed"])
+
+
+_REASONS: dict[Outcome, str] = {
+    "grokking": "grokking, {tracker.delay:,} steps after memorising.",
+    "comprehension": "comprehension, hardly later than fitting the training data.",
+    "memorisation": "", "confusion": "",
+}  # fmt: skip
+
+
+def _labels(targets: Tensor, logits: Tensor) -> Tensor | None:
+    """Class labels, also from one-hot targets; ``None`` for regression."""
+    if logits.ndim < 2 or logits.shape[-1] < 2:
+        return None
+    if not targets.is_floating_point():
+        return targets if targets.shape == logits.shape[:-1] else None
+    is_one_hot = targets.shape == logits.shape and bool((targets.sum(-1) == 1).all() & ((targets == 0) | (targets == 1)).all())
+    return targets.argmax(-1) if is_one_hot else None
+
+
+def _candidates(split: Split) -> list[str]:
+    """Names under which Lightning modules commonly log accuracies; epoch means before single batches."""
+    names = [
+        name
+        for word in _SPLIT_WORDS[split]
+        for measure in ("acc", "accuracy")
+        for name in (f"{word}_{measure}", f"{word}/{measure}", f"{measure}/{word}", f"{word}-{measure}")
+    ]
+    return [f"{name}{suffix}" for suffix in ("_epoch", "", "/dataloader_idx_0") for name in names]

@@ -1,0 +1,363 @@
+"""The base of all monitors: a callback whose ``measure`` is all that differs."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+
+from torch import Tensor
+from torchmetrics import Metric, MetricCollection
+
+from grok_callbacks._compat import Callback, MisconfigurationException
+from grok_callbacks.callbacks._session import Session, is_plain
+from grok_callbacks.callbacks._state import metric_state, restore_metric
+from grok_callbacks.history import History
+from grok_callbacks.probe import Batch, Probe, Split
+from grok_callbacks.recorder import Recorder
+from grok_callbacks.schedule import LogSpaced, Schedule
+from grok_callbacks.snapshot import ModelView, Snapshot
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+    from matplotlib.figure import Figure
+
+__all__ = ["Monitor"]
+
+MetricT = TypeVar("MetricT", bound=Metric)
+
+Question = Literal["Is it memorising?", "Is it compressing?", "Is it about to generalise?"]
+
+_log = logging.getLogger("grok_callbacks")
+
+
+class Monitor(Callback):
+    """Measures something of the model while it trains, and logs it.
+
+    A monitor of your own defines :meth:`measure`, and :meth:`bind` if it must choose layers or parameters first. All monitors
+    of a Trainer share one :class:`~grok_callbacks.Recorder`, hence one probe forward pass and one spectrum per matrix. They
+    observe and never act: weights, buffers, gradients, modes and random-number states stay as they are, bit for bit.
+
+    Every measurement goes to every logger of the Trainer at its own step, and to ``trainer.callback_metrics``, where
+    ``ModelCheckpoint`` and ``EarlyStopping`` find it. The step of a measurement is the number of optimiser steps taken: 0 is
+    the model before training, ``s`` the weights after ``s`` steps. (Lightning logs its own training curves one step earlier.)
+
+    Args:
+        probe: The samples to look at; by default one probe of 256 training and 256 validation samples, shared by all monitors
+            that have none of their own.
+        schedule: When to measure; by default at 20 log-spaced steps a decade, see :class:`~grok_callbacks.LogSpaced`.
+        prefix: Goes before each logged key. Two monitors of one class in one Trainer need different ones.
+        budget: The largest share of the training time that this monitor may take, such as ``0.01``. A measurement that would
+            exceed it is skipped, so the measured steps then depend on the clock. ``None``: no limit.
+        on_error: What to do if ``measure`` raises: ``"warn"`` switches the monitor off with one warning and training goes on;
+            ``"raise"`` stops the run.
+
+    Raises:
+        MisconfigurationException: At the start of fit, if a setting cannot work with the model or the data.
+
+    Example:
+        >>> from grok_callbacks import Monitor, Recorder
+        >>> class LargestWeight(Monitor):
+        ...     def measure(self, snapshot):
+        ...         return {f"largest/{name}": weight.abs().max() for name, weight in snapshot.weights.items()}
+        >>> import torch
+        >>> model = torch.nn.Linear(1, 1)
+        >>> _ = torch.nn.init.constant_(model.weight, -2.0), torch.nn.init.zeros_(model.bias)
+        >>> Recorder(model, [LargestWeight()]).record(step=0)
+        {'grok/largest/weight': 2.0, 'grok/largest/bias': 0.0}
+    """
+
+    #: The question under which TensorBoard's custom scalars show this monitor's curves.
+    question: ClassVar[Question] = "Is it compressing?"
+
+    metric: Metric | MetricCollection
+    _settings: dict[str, Any]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Monitor:
+        """Remember the settings that were given, which tell two monitors of one class apart."""
+        self = super().__new__(cls)
+        # Partial, since unpickling passes none.
+        bound = inspect.signature(cls.__init__).bind_partial(self, *args, **kwargs)
+        self._settings = {key: value for key, value in list(bound.arguments.items())[1:] if key != "kwargs"}
+        self._settings |= bound.arguments.get("kwargs", {})
+        return self
+
+    def __init__(
+        self,
+        *,
+        probe: Probe | None = None,
+        schedule: Schedule | None = None,
+        prefix: str = "grok",
+        budget: float | None = None,
+        on_error: Literal["warn", "raise"] = "warn",
+    ) -> None:
+        if not prefix or prefix.endswith("/"):
+            raise MisconfigurationException(f"`prefix` must be a name without a slash at its end, got {prefix!r}.")
+        if budget is not None and not budget > 0:
+            raise MisconfigurationException(f"`budget` must be a positive share of the training time, got {budget!r}.")
+        if on_error not in ("warn", "raise"):
+            raise MisconfigurationException(f"`on_error` must be 'warn' or 'raise', got {on_error!r}.")
+        if probe is not None and not isinstance(probe, Probe):
+            raise MisconfigurationException(f"`probe` must be a grok_callbacks.Probe, got a {type(probe).__name__}.")
+        self.probe = probe
+        self.schedule: Schedule = schedule if schedule is not None else LogSpaced()
+        self.prefix = prefix
+        self.budget = budget
+        self.on_error: Literal["warn", "raise"] = on_error
+        #: Whether it may be left out, with a warning, where it does not apply; presets set it.
+        self.optional = False
+        self.metric = MetricCollection({}, compute_groups=False)
+        self.session: Session | None = None
+        self._recorder: Recorder | None = None
+        self._restored: dict[str, Any] | None = None
+        self._label = type(self).__qualname__
+        if self._settings:
+            self._label += f"({', '.join(f'{key}={_describe(value)}' for key, value in self._settings.items())})"
+
+    # What a monitor of one's own defines.
+
+    def bind(self, view: ModelView) -> None:
+        """Choose among the model's names, once, before the first measurement.
+
+        Args:
+            view: The model's parameters and sites.
+
+        Raises:
+            ValueError: If a setting cannot work with this model; the message names the argument to change.
+        """
+
+    def measure(self, snapshot: Snapshot) -> Mapping[str, float | Tensor]:
+        """Measure the model at one step.
+
+        Args:
+            snapshot: The model, read-only.
+
+        Returns:
+            Values by key, without the prefix.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define `measure`.")
+
+    def analyse(self, history: History, step: int) -> Mapping[str, float | Tensor]:
+        """Conclude something from all that has been measured up to ``step``, after every monitor has measured.
+
+        Args:
+            history: Every series so far.
+            step: The current step.
+
+        Returns:
+            Values by key, without the prefix; none by default.
+        """
+        del history, step
+        return {}
+
+    def figures(self) -> Mapping[str, Figure]:
+        """Figures of the last measurement by key, without the prefix; asked for at two log-spaced steps a decade."""
+        return {}
+
+    # What monitors have in common.
+
+    def metrics_by_name(self, make: type[MetricT], names: Iterable[str], **settings: Any) -> dict[str, MetricT]:
+        """Make :attr:`metric` a collection with one metric for each name, and return them by name.
+
+        Ranks hold the same probe and, unless a monitor splits its work, the same values, so nothing is summed over them.
+        """
+        metrics = {name: make(sync_on_compute=False, **settings) for name in names}
+        # A module's children cannot have dots in their names.
+        members = {f"of:{name.replace('.', ':')}": metric for name, metric in metrics.items()}
+        self.metric = MetricCollection(members, compute_groups=False)  # type: ignore[arg-type]
+        return metrics
+
+    @staticmethod
+    def evaluate(metric: Metric, *inputs: Any) -> Tensor:
+        """The metric of these inputs alone; its state is theirs afterwards."""
+        metric.reset()
+        metric.update(*inputs)
+        value: Tensor = metric.compute()
+        return value
+
+    def announce(self, message: str) -> None:
+        """Say something to the person who watches the run, on rank 0."""
+        if self.session is not None:
+            self.session.trainer.print(message)
+        elif self._recorder is None or self._recorder.is_first_rank:
+            _log.info(message)
+
+    @property
+    def label(self) -> str:
+        """The class and the settings that were given: what messages and states call this monitor."""
+        return self._label
+
+    @property
+    def state_key(self) -> str:
+        """The key of this monitor's state in a checkpoint."""
+        return self._label
+
+    def state_dict(self) -> dict[str, Any]:
+        """Measurements so far and the metric's state: tensors and plain Python."""
+        if self._recorder is None:
+            return dict(self._restored or {})
+        return {
+            "recorder": self._recorder.state_of(self),
+            "metric": metric_state(self.metric),
+            "own": self.own_state(),
+            "samples": self._samples_to_save(),
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on from a state; it takes effect when fit starts.
+
+        Raises:
+            ValueError: If the state is not that of a monitor.
+        """
+        if not state_dict:
+            return
+        if not isinstance(state_dict, Mapping) or not {"recorder", "metric", "own", "samples"} <= set(state_dict):
+            raise ValueError(f"The state given to {self.label} is not that of a monitor.")
+        self._recorder = None
+        self._restored = dict(state_dict)
+
+    def own_state(self) -> dict[str, Any]:
+        """What a subclass must save beyond its measurements and its metric."""
+        return {}
+
+    def load_own_state(self, state: Mapping[str, Any]) -> None:
+        """Take up :meth:`own_state`."""
+        del state
+
+    def _samples_to_save(self) -> list[dict[str, list[Any]]]:
+        """The samples of data that can only be iterated, which a resumed run could not draw again, by probe and split."""
+        session = self._led_session()
+        if session is None or self._recorder is None or not self._recorder.is_bound:
+            return [] if self._restored is None else self._restored["samples"]
+        return [
+            {
+                split: [batch.inputs, batch.targets]
+                for split, batch in self._recorder.samples(probe).items()
+                if batch is not None and split in session.iterated and is_plain(batch)
+            }
+            for probe in self._recorder.probes
+        ]
+
+    def saved_samples(self, number: int, split: Split) -> Batch | None:
+        """Samples of a state that was loaded and not yet taken up."""
+        saved = (self._restored or {}).get("samples") or []
+        batch = saved[number].get(split) if number < len(saved) else None
+        return None if batch is None else Batch(*batch)
+
+    def prepare_to_go_on(self, *, resuming: bool) -> None:
+        """Forget an earlier fit, or go on from it if the Trainer does."""
+        if self._restored is None and self._recorder is not None and resuming:
+            self._restored = self.state_dict()
+        self._recorder = None
+
+    def logged_metrics_wanted(self, available: Mapping[str, Any]) -> Iterable[str]:
+        """Which of the metrics that the user's module logs this monitor reads from the history."""
+        del available
+        return ()
+
+    @property
+    def history(self) -> History:
+        """All that the Recorder has measured so far, by every monitor of the run."""
+        return History() if self._recorder is None else self._recorder.history
+
+    def attach(self, recorder: Recorder) -> None:
+        """Called by the Recorder once this monitor is bound."""
+        self._recorder = recorder
+        if self._restored is not None:
+            restore_metric(self.metric, self._restored["metric"])
+            self.load_own_state(self._restored["own"])
+            self._restored = None
+
+    def restored_recorder_state(self) -> Mapping[str, Any] | None:
+        """The Recorder's part of a state that was loaded and not yet taken up."""
+        return None if self._restored is None else self._restored["recorder"]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickles without the model that it watches; spawned processes bind it anew."""
+        state = self.__dict__.copy()
+        state["_restored"] = self.state_dict() or None
+        state["_recorder"] = state["session"] = None
+        for hook in [name for name, value in state.items() if name.startswith("on_") and value is None]:
+            del state[hook]
+        return state
+
+    # Hooks. The first monitor of a Trainer acts for all.
+
+    def _led_session(self) -> Session | None:
+        return self.session if self.session is not None and self.session.leader is self else None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Join the other monitors of this Trainer."""
+        if stage == "fit" and (self.session is None or self.session.trainer is not trainer):
+            monitors = [callback for callback in trainer.callbacks if isinstance(callback, Monitor)]  # type: ignore[attr-defined]
+            session = Session(trainer, monitors)
+            for monitor in monitors:
+                monitor.session = session
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the probe, choose names, measure the model before training."""
+        if session := self._led_session():
+            session.start()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Keep a copy of batches that can only be iterated."""
+        if session := self._led_session():
+            session.collect("train", batch)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Measure what is due after an optimiser step."""
+        if session := self._led_session():
+            session.step()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure what is due at epoch ends, and read the metrics that the user's module logged."""
+        if session := self._led_session():
+            session.epoch_end()
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Keep a copy of batches that can only be iterated."""
+        if dataloader_idx == 0 and (session := self._led_session()):
+            session.collect("validation", batch)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure what is due at validation ends."""
+        if session := self._led_session():
+            session.validation_epoch_end()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Read the metrics that the user's module logged."""
+        if session := self._led_session():
+            session.validation_end()
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Flush the loggers: what a checkpoint knows, the event files hold."""
+        if session := self._led_session():
+            session.flush()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the last figures and flush."""
+        if session := self._led_session():
+            session.end()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Flush the loggers of a run that ends early."""
+        if session := self._led_session():
+            session.flush()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave the Trainer."""
+        if stage == "fit" and (session := self._led_session()):
+            session.leave()
+
+
+def _describe(value: Any) -> str:
+    """A setting in words that are the same in the next process."""
+    if callable(value) and hasattr(value, "__qualname__"):
+        return f"{value.__module__}.{value.__qualname__}"
+    text = repr(value)
+    return type(value).__qualname__ if " at 0x" in text else text

@@ -1,0 +1,325 @@
+"""Which samples are looked at, how a batch splits into inputs and targets, how the model is called, what its loss is."""
+
+from __future__ import annotations
+
+import inspect
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+
+from grok_callbacks._isolation import isolated_rng
+
+__all__ = ["IGNORE_INDEX", "Batch", "Probe", "Split"]
+
+#: The data that a probe is drawn from.
+Split = Literal["train", "validation"]
+
+#: Targets with this value are left out, as ``torch.nn.functional.cross_entropy`` does.
+IGNORE_INDEX = -100
+
+_TARGET_KEYS = ("labels", "label", "targets", "target", "y")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples as the model takes them, and what it should answer (``None`` if unlabelled)."""
+
+    inputs: Any
+    targets: Any = None
+
+    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Batch:
+        """A copy on ``device``, floating inputs in ``dtype``; integers keep theirs."""
+
+        def move(value: Any) -> Any:
+            return value.to(device) if isinstance(value, Tensor) else value
+
+        def convert(value: Any) -> Any:
+            value = move(value)
+            floating = isinstance(value, Tensor) and value.is_floating_point()
+            return value.to(dtype) if floating and dtype is not None else value
+
+        return Batch(tree_map(convert, self.inputs), tree_map(move, self.targets))
+
+    def __len__(self) -> int:
+        leaves = [leaf for leaf in tree_flatten(self.inputs)[0] if isinstance(leaf, Tensor) and leaf.ndim > 0]
+        if not leaves:
+            raise ValueError("The probe's inputs hold no tensor with a sample dimension; set `unpack` of the Probe.")
+        return len(leaves[0])
+
+    def first(self, size: int) -> Batch:
+        """The first ``size`` samples."""
+        total = len(self)
+
+        def head(value: Any) -> Any:
+            sized = isinstance(value, Tensor) and value.ndim > 0 and len(value) == total
+            return value[:size] if sized else value
+
+        return Batch(tree_map(head, self.inputs), tree_map(head, self.targets))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Probe:
+    """A fixed set of samples that a run is watched through.
+
+    Inside a Trainer the samples come from its own loaders: map-style datasets are indexed directly, since iterating a loader
+    would disturb its workers and its shuffling; of iterable ones the first batches are kept as they pass by. Rank 0's samples
+    are used on all ranks.
+
+    A batch is understood if it is ``(inputs, targets)``, ``(inputs,)``, a tensor of inputs, or a mapping with the targets under
+    ``labels``, ``label``, ``targets``, ``target`` or ``y`` and the inputs under the other keys; one other key is passed to the
+    model by position, several by the names that its ``forward`` takes. Labels that repeat ``input_ids`` wherever they are not
+    ``-100`` are those of a causal language model and are moved one position to the left. Logits are ``(n, C)``, or per position
+    ``(n, T, C)`` or ``(n, C, ...)``, flattened to one row a position; positions whose target is ``-100`` are dropped.
+
+    Args:
+        size: Samples of each split; all there are if the data are fewer.
+        seed: Chooses the samples.
+        train: Samples to use instead of the Trainer's training data: a map-style dataset, a ``DataLoader`` over one, or one
+            batch. Required outside a Trainer by monitors that look at data.
+        validation: The same for validation.
+        unpack: ``unpack(batch) -> (inputs, targets)`` for batches of another form.
+        forward: ``forward(model, inputs) -> logits`` if the model is not called as ``model(inputs)``.
+        loss: ``loss(logits, targets) -> scalar``, averaged over samples. By default cross-entropy for integer targets and
+            mean squared error otherwise.
+
+    Raises:
+        ValueError: If ``size`` is not a whole number of at least 1.
+
+    Example:
+        >>> import torch
+        >>> from torch.utils.data import TensorDataset
+        >>> data = TensorDataset(torch.randn(100, 4), torch.randint(3, (100,)))
+        >>> batch = Probe(size=10, train=data).sample("train")
+        >>> batch.inputs.shape, batch.targets.shape
+        (torch.Size([10, 4]), torch.Size([10]))
+    """
+
+    size: int = 256
+    seed: int = 0
+    train: Any = None
+    validation: Any = None
+    unpack: Callable[[Any], tuple[Any, Any]] | None = None
+    forward: Callable[[nn.Module, Any], Any] | None = None
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1:
+            raise ValueError(f"`size` must be a whole number of at least 1, got {self.size!r}.")
+
+    def __repr__(self) -> str:
+        given = [
+            f"{name}=..." for name in ("train", "validation", "unpack", "forward", "loss") if getattr(self, name) is not None
+        ]
+        return f"Probe({', '.join([f'size={self.size}', f'seed={self.seed}', *given])})"
+
+    def _key(self) -> tuple[Any, ...]:
+        return (self.size, self.seed, id(self.train), id(self.validation), self.unpack, self.forward, self.loss)
+
+    def __eq__(self, other: object) -> bool:
+        """Probes with the same settings are one probe: their monitors share a forward pass."""
+        return isinstance(other, Probe) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def sample(self, split: Split, source: Any = None) -> Batch | None:
+        """The probe's samples of one split.
+
+        Args:
+            split: Which of the probe's own sources to draw from if it has one.
+            source: The Trainer's loader of that split, drawn from otherwise.
+
+        Returns:
+            The samples, or ``None`` where there is no source or it can't be indexed (an iterable dataset).
+
+        Raises:
+            ValueError: If the data are empty or a batch is of no form that the probe understands.
+        """
+        own = getattr(self, split)
+        source = own if own is not None else source
+        if source is None:
+            return None
+        # Augmentations draw random numbers, and the run must not notice.
+        with isolated_rng(), torch.inference_mode(False), torch.no_grad():
+            batches = self.draw(source)
+            if batches is None and own is not None:
+                raise ValueError(f"`{split}` of the Probe is iterable; give a map-style dataset, a DataLoader or a batch.")
+            return None if batches is None else self.join(batches)
+
+    def draw(self, source: Any) -> list[Any] | None:
+        """Raw batches with about ``size`` samples from a dataset, a loader or a batch; ``None`` if it can only be iterated."""
+        return _index(source, self.size, self.seed)
+
+    def join(self, batches: Sequence[Any]) -> Batch:
+        """One detached batch of at most ``size`` samples on the CPU from raw batches."""
+        parts = [self.unpack_batch(batch) for batch in batches]
+
+        def concatenate(*values: Any) -> Any:
+            if not isinstance(values[0], Tensor):
+                return values[0]
+            # A clone: the run may go on to write into the tensors that it was given, or they may be inference tensors.
+            return torch.cat([value.detach().cpu() for value in values]) if values[0].ndim else values[0].detach().cpu().clone()
+
+        joined = Batch(
+            tree_map(concatenate, parts[0].inputs, *(part.inputs for part in parts[1:])),
+            tree_map(concatenate, parts[0].targets, *(part.targets for part in parts[1:])),
+        )
+        if len(joined) == 0:
+            raise ValueError("The probe's data are empty.")
+        return joined.first(self.size)
+
+    def unpack_batch(self, batch: Any) -> Batch:
+        """Split a raw batch into inputs and targets."""
+        if self.unpack is not None:
+            inputs, targets = self.unpack(batch)
+            return Batch(inputs, targets)
+        if isinstance(batch, Tensor):
+            return Batch(batch)
+        if isinstance(batch, (tuple, list)) and len(batch) in (1, 2):
+            return Batch(*batch)
+        if isinstance(batch, Mapping):
+            return _unpack_mapping(batch)
+        description = f"{type(batch).__name__} of {len(batch)}" if isinstance(batch, (tuple, list)) else type(batch).__name__
+        raise ValueError(
+            f"Can't tell inputs from targets in a batch that is a {description}. "
+            "Set `unpack` of the Probe: a function (batch) -> (inputs, targets)."
+        )
+
+    def call(self, model: nn.Module, inputs: Any) -> Tensor:
+        """The model's logits as it returns them."""
+        if self.forward is not None:
+            output = self.forward(model, inputs)
+        elif isinstance(inputs, Mapping):
+            output = model(**_accepted(model, inputs))
+        else:
+            output = model(inputs)
+        return _logits_of(output)
+
+    def align(self, logits: Tensor, targets: Any) -> tuple[Tensor, Any]:
+        """Logits with one row a prediction, and their targets: positions flattened, ignored ones dropped.
+
+        Args:
+            logits: ``(n, C)``, ``(n, T, C)``, ``(n, C, ...)``, or of the targets' own shape.
+            targets: Class indices without the class dimension, floating targets of the logits' shape, or ``None``.
+
+        Returns:
+            Logits ``(m, C)`` and targets ``(m,)`` or ``(m, C)``.
+        """
+        if not isinstance(targets, Tensor):
+            return (logits.flatten(0, -2) if logits.ndim > 1 else logits), targets
+        if targets.is_floating_point():
+            if targets.shape == logits.shape:
+                return (logits, targets) if logits.ndim < 3 else (logits.flatten(0, -2), targets.flatten(0, -2))
+            if targets.numel() == logits.numel():
+                return logits.reshape(targets.shape), targets
+        elif targets.shape == logits.shape[:-1]:
+            logits, targets = logits.reshape(-1, logits.shape[-1]), targets.reshape(-1)
+            kept = targets != IGNORE_INDEX
+            return (logits, targets) if bool(kept.all()) else (logits[kept], targets[kept])
+        elif logits.ndim > 2 and targets.shape == (logits.shape[0], *logits.shape[2:]):
+            return self.align(logits.movedim(1, -1), targets)
+        raise ValueError(
+            f"Outputs of shape {tuple(logits.shape)} don't fit {targets.dtype} targets of shape {tuple(targets.shape)}. "
+            "Set `forward` (model, inputs) -> logits or `unpack` (batch) -> (inputs, targets) of the Probe."
+        )
+
+    def loss_of(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The loss of aligned logits as a float64 scalar."""
+        if targets is None:
+            raise ValueError("The probe's samples have no targets; set `unpack` of the Probe.")
+        if self.loss is not None:
+            return self.loss(logits, targets)
+        if targets.is_floating_point():
+            return F.mse_loss(logits.double(), targets.double())
+        if logits.ndim < 2 or logits.shape[-1] < 2:
+            raise ValueError("One output and integer targets: set `loss` of the Probe, (logits, targets) -> scalar.")
+        return F.cross_entropy(logits.double(), targets.long())
+
+
+def _unpack_mapping(batch: Mapping[str, Any]) -> Batch:
+    named = [key for key in _TARGET_KEYS if key in batch]
+    if len(named) != 1:
+        raise ValueError(
+            f"A batch with the keys {sorted(map(str, batch))} has {len(named)} of the target keys {_TARGET_KEYS}. "
+            "Set `unpack` of the Probe: a function (batch) -> (inputs, targets)."
+        )
+    targets = batch[named[0]]
+    inputs = {key: value for key, value in batch.items() if key != named[0]}
+    if not inputs:
+        raise ValueError(f"A batch with the key {named[0]!r} alone has no inputs; set `unpack` of the Probe.")
+    if "input_ids" in inputs and _repeats(inputs["input_ids"], targets):
+        targets = F.pad(targets[..., 1:], (0, 1), value=IGNORE_INDEX)
+    return Batch(next(iter(inputs.values())) if len(inputs) == 1 else inputs, targets)
+
+
+def _repeats(tokens: Any, labels: Any) -> bool:
+    """Whether labels are the tokens themselves, as for models that shift them on their own."""
+    if not (isinstance(tokens, Tensor) and isinstance(labels, Tensor) and tokens.shape == labels.shape and tokens.ndim > 1):
+        return False
+    return bool(((tokens == labels) | (labels == IGNORE_INDEX)).all())
+
+
+def _accepted(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    parameters = inspect.signature(model.forward).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return dict(inputs)
+    accepted = {key: value for key, value in inputs.items() if key in parameters}
+    if not accepted:
+        raise ValueError(
+            f"The model's forward takes {list(parameters)}, none of the batch's {list(inputs)}. "
+            "Set `forward` of the Probe: a function (model, inputs) -> logits."
+        )
+    return accepted
+
+
+def _logits_of(output: Any) -> Tensor:
+    """The logits in what a model returned: a tensor, or ``logits`` as an attribute or a key."""
+    if isinstance(output, Mapping) and "logits" in output:
+        output = output["logits"]
+    elif not isinstance(output, Tensor) and hasattr(output, "logits"):
+        output = output.logits
+    if not isinstance(output, Tensor):
+        raise ValueError(
+            f"The model returned a {type(output).__name__}, not a tensor nor anything with `logits`. "
+            "Set `forward` of the Probe: a function (model, inputs) -> logits."
+        )
+    return output
+
+
+def _index(source: Any, size: int, seed: int) -> list[Any] | None:
+    """Raw batches with at least ``size`` samples chosen by ``seed``, or ``None`` if ``source`` can only be iterated."""
+    loader = source if hasattr(source, "dataset") and not isinstance(source, Dataset) else None
+    dataset = loader.dataset if loader is not None else source
+    if not isinstance(dataset, Dataset) and loader is None:
+        return [source]  # One ready batch.
+    if isinstance(dataset, IterableDataset) or not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
+        return None
+    if len(dataset) == 0:
+        raise ValueError("The probe's data are empty.")
+    collate = getattr(loader, "collate_fn", None) or default_collate
+    # ``sample`` of a range draws without listing it: the data may have billions of samples.
+    indices = random.Random(seed).sample(range(len(dataset)), min(size, len(dataset)))
+    if isinstance(loader, DataLoader) and loader.batch_sampler is None:
+        # Without automatic batching each item is a batch of its own.
+        return _whole_batches(dataset, indices, collate, size)
+    items = dataset.__getitems__(indices) if hasattr(dataset, "__getitems__") else [dataset[index] for index in indices]
+    return [collate(items)]
+
+
+def _whole_batches(dataset: Any, indices: Sequence[int], convert: Callable[[Any], Any], size: int) -> list[Any]:
+    batches: list[Any] = []
+    total = 0
+    for index in indices:
+        batches.append(convert(dataset[index]))
+        leaves = [leaf for leaf in tree_flatten(batches[-1])[0] if isinstance(leaf, Tensor) and leaf.ndim > 0]
+        total += len(leaves[0]) if leaves else 1
+        if total >= size:
+            break
+    return batches

@@ -1,0 +1,424 @@
+"""The one coordinator of all monitors on a model."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from grok_callbacks._distributed import PeerError, Ranks
+from grok_callbacks.history import History
+from grok_callbacks.probe import Batch, Probe, Split
+from grok_callbacks.schedule import Event, Schedule
+from grok_callbacks.snapshot import ModelView, Snapshot
+
+__all__ = ["Measurable", "Recorder"]
+
+
+@runtime_checkable
+class Measurable(Protocol):
+    """What the Recorder needs of a monitor; :class:`grok_callbacks.callbacks.Monitor` is one."""
+
+    prefix: str
+    probe: Probe | None
+    schedule: Schedule
+    budget: float | None
+    on_error: Literal["warn", "raise"]
+    optional: bool
+
+    @property
+    def label(self) -> str:
+        """What messages and states call it."""
+
+    def bind(self, view: ModelView) -> None:
+        """Choose among the model's names; raise a ``ValueError`` if a setting cannot work."""
+
+    def measure(self, snapshot: Snapshot) -> Mapping[str, float | Tensor]:
+        """Values by key, without the prefix."""
+
+    def attach(self, recorder: Recorder) -> None:
+        """Take note of the Recorder; called once, after :meth:`bind`."""
+
+    def analyse(self, history: History, step: int) -> Mapping[str, float | Tensor]:
+        """Values that follow from what has been measured up to ``step``, by key, without the prefix."""
+
+
+class _Slot:
+    """A monitor and where it stands."""
+
+    def __init__(self, monitor: Measurable, budget: float | None) -> None:
+        self.monitor = monitor
+        self.budget = monitor.budget if monitor.budget is not None else budget
+        self.probe = monitor.probe
+        self.active = True
+        self.next_step: int | None = None
+        self.seen = -1
+        self.last_measured = -1
+        self.seconds = 0.0
+        self.last_seconds = 0.0
+        self.measurements = 0
+        self.keys: list[str] = []
+        self.needs_samples = False
+        self.warned_not_finite = False
+
+
+class Recorder:
+    """Decides what is due, takes one snapshot, has every due monitor measure it, and keeps the history.
+
+    Inside a Trainer all monitors share one. In any other loop, make one and call :meth:`record` after every optimiser step; a
+    step at which nothing is due costs a comparison.
+
+    Monitors run on every rank in the same order. One whose measure raises is switched off on all ranks with one warning, and
+    training goes on, unless it was made with ``on_error="raise"``.
+
+    Args:
+        model: Any module. It is observed and never changed.
+        monitors: What to measure.
+        probe: Samples for the monitors that have no probe of their own. Without one, the first probe that any of them has.
+        budget: The share of the training time that the monitors may take together, for instance ``0.02``. What would exceed it
+            is skipped, so the measured steps depend on the clock; the first measurement always happens. ``None``: no limit.
+
+    Raises:
+        ValueError: If a monitor's setting cannot work with this model.
+
+    Example:
+        >>> import torch
+        >>> from grok_callbacks import NormMonitor, Recorder
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> _ = torch.nn.init.ones_(model.weight)
+        >>> recorder = Recorder(model, [NormMonitor()])
+        >>> recorder.record(step=0)
+        {'grok/norm': 1.4142135623730951, 'grok/norm/weight': 1.4142135623730951}
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        monitors: Sequence[Measurable],
+        probe: Probe | None = None,
+        *,
+        budget: float | None = None,
+    ) -> None:
+        if budget is not None and not budget > 0:
+            raise ValueError(f"`budget` must be a positive share of the training time, got {budget!r}.")
+        self.model = model
+        self.history = History()
+        self._slots = [_Slot(monitor, budget / len(monitors) if budget is not None else None) for monitor in monitors]
+        shared = probe or next((monitor.probe for monitor in monitors if monitor.probe is not None), Probe())
+        for slot in self._slots:
+            slot.probe = slot.probe or shared
+        self._views: dict[Probe, ModelView] = {}
+        self._growing: set[Probe] = set()
+        self._owners: dict[str, _Slot] = {}
+        self._restored: dict[str, Mapping[str, Any]] = {}
+        self._started = time.perf_counter()
+        self._elapsed_before = 0.0
+        self._spent = 0.0
+        self._seen = -1
+        self._bound = False
+        self._next_step: float = -1
+
+    @property
+    def monitors(self) -> list[Measurable]:
+        """The monitors in the order in which they measure."""
+        return [slot.monitor for slot in self._slots]
+
+    @property
+    def probes(self) -> list[Probe]:
+        """The distinct probes of the monitors."""
+        return list(dict.fromkeys(slot.probe for slot in self._slots if slot.probe is not None))
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Time that each monitor has taken so far, by label."""
+        return {slot.monitor.label: slot.seconds for slot in self._slots}
+
+    @property
+    def switched_off(self) -> list[str]:
+        """Labels of the monitors that failed or that do not apply to this model."""
+        return [slot.monitor.label for slot in self._slots if not slot.active]
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether the monitors have looked at the model."""
+        return self._bound
+
+    @property
+    def is_first_rank(self) -> bool:
+        """Whether this is rank 0, or there are no ranks."""
+        return self._ranks.rank == 0
+
+    def keys_of(self, monitor: Measurable) -> list[str]:
+        """The keys that a monitor has logged so far, in their order."""
+        return list(self._slot_of(monitor).keys)
+
+    def _slot_of(self, monitor: Measurable) -> _Slot:
+        return next(slot for slot in self._slots if slot.monitor is monitor)
+
+    def bind(
+        self,
+        samples: Mapping[Probe, Mapping[Split, Batch | None]] | None = None,
+        *,
+        start: int = 0,
+        growing: Sequence[Probe] = (),
+    ) -> None:
+        """Let every monitor look at the model and choose its names. :meth:`record` does it if nobody has.
+
+        Args:
+            samples: Each probe's samples by split. A probe that is left out is drawn from its own sources.
+            start: The step of the model as it is, later than 0 in a resumed run.
+            growing: Probes whose training samples are not complete yet, see :meth:`set_samples`.
+        """
+        self._growing = set(growing)
+        ranks = Ranks(ModelView(self.model, Probe()).device)
+        for probe in self.probes:
+            given = (samples or {}).get(probe)
+            drawn = given if given is not None else {split: probe.sample(split) for split in ("train", "validation")}
+            self._views[probe] = ModelView(self.model, probe, drawn, ranks)
+        for slot in self._slots:
+            self._bind(slot, start)
+        self._bound = True
+        self._plan()
+
+    def set_samples(self, probe: Probe, split: Split, samples: Batch | None, *, growing: bool = False) -> None:
+        """Give a probe its samples after the fact, as for data that can only be iterated.
+
+        Args:
+            probe: One of :attr:`probes`.
+            split: Which samples these are.
+            samples: At most ``probe.size`` of them.
+            growing: Whether more training samples will come. Monitors that look at data wait until none will, since a measure
+                on few samples is not comparable to one on many.
+        """
+        self._views[probe].samples[split] = samples
+        if split == "train":
+            (self._growing.add if growing else self._growing.discard)(probe)
+
+    def samples(self, probe: Probe) -> Mapping[Split, Batch | None]:
+        """A probe's samples by split."""
+        return self._views[probe].samples
+
+    def _bind(self, slot: _Slot, start: int) -> None:
+        assert slot.probe is not None
+        view = self._views[slot.probe]
+        view.asked_for_samples = False
+        try:
+            slot.monitor.bind(view)
+            slot.needs_samples = view.asked_for_samples
+        except ValueError as error:
+            if not slot.monitor.optional:
+                raise
+            slot.active = False
+            warnings.warn(f"{slot.monitor.label} is left out, since it does not apply to this model: {error}", stacklevel=2)
+        slot.monitor.attach(self)
+        state = self._restored.pop(slot.monitor.label, None)
+        if state is not None:
+            self._restore(slot, state)
+        # What has never been measured is due at once, also in a run that was resumed without its state.
+        slot.next_step = slot.monitor.schedule.next_step(slot.seen) if slot.measurements else start
+
+    def _plan(self) -> None:
+        steps = [slot.next_step for slot in self._slots if slot.active and slot.next_step is not None]
+        self._next_step = min(steps, default=math.inf)
+
+    def record(
+        self, step: int, *, event: Event | None = None, epoch: int = 0, metrics: Mapping[str, float] | None = None
+    ) -> dict[str, float]:
+        """Measure what is due.
+
+        Args:
+            step: Optimiser steps taken so far: 0 before training, ``s`` after the ``s``-th.
+            event: The end of an epoch or of a validation run, if that is the occasion.
+            epoch: The current training epoch, from 0.
+            metrics: Values known from elsewhere, such as accuracies, to stand in the history beside the measurements.
+
+        Returns:
+            What was measured, by full key; empty if nothing was due.
+        """
+        self._seen = step
+        if event is None and step < self._next_step and self._bound and not metrics:
+            return {}
+        if not self._bound:
+            self.bind(start=step)
+        if metrics:
+            self.history.add(step, metrics)
+        due = self._within_budget([slot for slot in self._slots if self._is_due(slot, step, event, epoch)])
+        values = self._measure(due, step) if due else {}
+        if due or metrics:
+            values |= self._analyse(step)
+        for slot in self._slots:
+            if slot.next_step is not None and step >= slot.next_step:
+                slot.next_step = slot.monitor.schedule.next_step(step)
+        self._plan()
+        return values
+
+    def _is_due(self, slot: _Slot, step: int, event: Event | None, epoch: int) -> bool:
+        if not slot.active or slot.last_measured == step:
+            return False
+        if slot.needs_samples and slot.probe in self._growing:
+            return False
+        if event is not None and slot.monitor.schedule.at(event, epoch):
+            return True
+        return slot.next_step is not None and step >= slot.next_step
+
+    def _within_budget(self, due: list[_Slot]) -> list[_Slot]:
+        if all(slot.budget is None for slot in due):
+            return due
+        elapsed = self._elapsed()
+        allowed = [
+            slot.budget is None or slot.measurements == 0 or slot.seconds + slot.last_seconds <= slot.budget * elapsed
+            for slot in due
+        ]
+        # Clocks differ, so one rank decides for all.
+        allowed = self._ranks.from_first(allowed)
+        return [slot for slot, chosen in zip(due, allowed, strict=True) if chosen]
+
+    def _elapsed(self) -> float:
+        """Seconds of training so far, earlier processes of a resumed run included, time spent measuring excluded."""
+        return self._elapsed_before + time.perf_counter() - self._started - self._spent
+
+    @property
+    def _ranks(self) -> Ranks:
+        return next(iter(self._views.values())).ranks if self._views else Ranks()
+
+    def _measure(self, due: Sequence[_Slot], step: int) -> dict[str, float]:
+        snapshots = {probe: Snapshot(view, step) for probe, view in self._views.items()}
+        values: dict[str, float] = {}
+        for slot in due:
+            assert slot.probe is not None
+            snapshot = snapshots[slot.probe]
+            start = time.perf_counter()
+            versions = self._versions()
+            measured = self._guarded(slot, lambda slot=slot, snapshot=snapshot: slot.monitor.measure(snapshot))
+            if self._versions() != versions:
+                raise RuntimeError(f"{slot.monitor.label} wrote into the model's weights or buffers; a monitor must not.")
+            slot.last_seconds = time.perf_counter() - start
+            slot.seconds += slot.last_seconds
+            self._spent += slot.last_seconds
+            slot.last_measured = step
+            slot.measurements += 1
+            values |= self._keep(slot, step, measured)
+        return values
+
+    def _analyse(self, step: int) -> dict[str, float]:
+        values: dict[str, float] = {}
+        for slot in self._slots:
+            if slot.active:
+                analysed = self._guarded(slot, lambda slot=slot: slot.monitor.analyse(self.history, step))
+                values |= self._keep(slot, step, analysed)
+        return values
+
+    def _guarded(self, slot: _Slot, measure: Any) -> dict[str, float]:
+        """Call ``measure``; on any failure switch the monitor off, on all ranks alike."""
+        try:
+            with torch.inference_mode(False):
+                values = {key: float(value) for key, value in measure().items()}
+        except PeerError as error:
+            self._switch_off(slot, error)
+            return {}
+        except Exception as error:
+            # Tell the other ranks, which wait in the agreement before their next collective.
+            self._ranks.agree(well=False)
+            self._switch_off(slot, error)
+            return {}
+        try:
+            self._ranks.agree()
+        except PeerError as error:
+            self._switch_off(slot, error)
+            return {}
+        return values
+
+    def _switch_off(self, slot: _Slot, error: Exception) -> None:
+        if slot.monitor.on_error == "raise":
+            raise error
+        slot.active = False
+        warnings.warn(
+            f"{slot.monitor.label} failed and is switched off for the rest of this run: {type(error).__name__}: {error}. "
+            'Training goes on; make it with on_error="raise" to see where.',
+            stacklevel=2,
+        )
+
+    def _keep(self, slot: _Slot, step: int, measured: Mapping[str, float]) -> dict[str, float]:
+        values = {f"{slot.monitor.prefix}/{key}": value for key, value in measured.items()}
+        for key, value in values.items():
+            owner = self._owners.setdefault(key, slot)
+            if owner is not slot:
+                raise ValueError(
+                    f"{slot.monitor.label} and {owner.monitor.label} both log {key!r}; give one of them another `prefix`."
+                )
+            if key not in slot.keys:
+                slot.keys.append(key)
+            if not math.isfinite(value) and not slot.warned_not_finite:
+                slot.warned_not_finite = True
+                warnings.warn(f"{slot.monitor.label}: {key} is {value} at step {step}; said once.", stacklevel=2)
+        self.history.add(step, values)
+        return values
+
+    def _versions(self) -> list[int]:
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain Python for a checkpoint: what each monitor has measured and where it stands, by label."""
+        return {slot.monitor.label: self._state_of(slot) for slot in self._slots}
+
+    def state_of(self, monitor: Measurable) -> dict[str, Any]:
+        """One monitor's part of :meth:`state_dict`."""
+        return self._state_of(self._slot_of(monitor))
+
+    def _state_of(self, slot: _Slot) -> dict[str, Any]:
+        own = History()
+        own.merge({key: self.history[key] for key in slot.keys})
+        return {
+            "history": own.state_dict(),
+            "measurements": slot.measurements,
+            "last_measured": slot.last_measured,
+            "seen": self._seen,
+            "seconds": slot.seconds,
+            "last_seconds": slot.last_seconds,
+            "elapsed": self._elapsed(),
+            "active": slot.active,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`state_dict`. Call it before the first :meth:`record`.
+
+        Raises:
+            ValueError: If ``state`` holds anything else.
+        """
+        if self._bound:
+            raise ValueError("Load the state before the first measurement.")
+        for label, part in state.items():
+            _check_state(label, part)
+            self._restored[label] = part
+
+    def _restore(self, slot: _Slot, state: Mapping[str, Any]) -> None:
+        history = History.from_state_dict(state["history"])
+        self.history.merge(history)
+        slot.keys = list(history)
+        self._owners.update(dict.fromkeys(slot.keys, slot))
+        slot.measurements, slot.last_measured, slot.seen = state["measurements"], state["last_measured"], state["seen"]
+        slot.seconds, slot.last_seconds = state["seconds"], state["last_seconds"]
+        self._elapsed_before = max(self._elapsed_before, state["elapsed"])
+        slot.active = slot.active and state["active"]
+
+
+_STATE_TYPES: dict[str, type | tuple[type, ...]] = {
+    "history": Mapping, "measurements": int, "last_measured": int, "seen": int, "seconds": (int, float),
+    "last_seconds": (int, float), "elapsed": (int, float), "active": bool,
+}  # fmt: skip
+
+
+def _check_state(label: str, state: Any) -> None:
+    """Refuse what :meth:`Recorder.state_dict` cannot have made."""
+    if not isinstance(state, Mapping):
+        raise ValueError(f"The state of {label} is a {type(state).__name__}, not one that a Recorder made.")
+    wrong = [key for key, kind in _STATE_TYPES.items() if not isinstance(state.get(key), kind)]
+    if wrong:
+        raise ValueError(f"The state of {label} is not one that a Recorder made: {wrong} are missing or of another type.")
+    History.from_state_dict(state["history"])

@@ -1,0 +1,468 @@
+"""A lazy, cached, read-only view of a model at one step, shared by everything that measures it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
+
+from grok_callbacks._distributed import Ranks
+from grok_callbacks._isolation import observing
+from grok_callbacks.functional.spectral import flatten_matrix, singular_values
+from grok_callbacks.probe import Batch, Probe, Split
+from grok_callbacks.selection import clean_name, select
+
+__all__ = ["ModelView", "Run", "Snapshot"]
+
+# Modules whose output is a hidden activation. Softmax and its kin normalise; they are not hidden units.
+_ACTIVATION_MODULES = (
+    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish,
+    nn.Softplus, nn.Tanh, nn.Hardtanh, nn.Sigmoid, nn.Hardsigmoid, nn.Softsign,
+)  # fmt: skip
+_ACTIVATION_FUNCTIONS = frozenset(
+    {"relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "elu", "elu_", "celu", "selu", "gelu", "silu", "mish", "hardswish",
+     "softplus", "tanh", "tanh_", "hardtanh", "sigmoid", "sigmoid_", "hardsigmoid", "softsign", "square"}
+)  # fmt: skip
+# What may stand between a functional activation and the module that takes it, without making it another activation.
+_CARRYING_FUNCTIONS = frozenset(
+    {"dropout", "flatten", "reshape", "view", "contiguous", "permute", "transpose", "squeeze", "unsqueeze", "max_pool2d",
+     "max_pool1d", "avg_pool2d", "adaptive_avg_pool2d"}
+)  # fmt: skip
+_AFFINE_MODULES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Bilinear)
+_INPUT = ":input"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One forward pass: the logits as the model returned them, and the activations at the sites asked for."""
+
+    logits: Tensor
+    captured: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class ModelView:
+    """The names in a model, and what a monitor may choose among them.
+
+    A *site* is a place where a single floating tensor passes on a forward pass: ``"mlp.1"`` is that module's output,
+    ``"mlp.2:input"`` what goes into it. A module that is called several times has the sites ``"act@0"``, ``"act@1"`` ...
+
+    Args:
+        model: Any module; never changed.
+        probe: Says how the model is called.
+        samples: The probe's samples by split, on the CPU.
+        ranks: The process group.
+    """
+
+    def __init__(
+        self, model: nn.Module, probe: Probe, samples: Mapping[Split, Batch | None] | None = None, ranks: Ranks | None = None
+    ) -> None:
+        self.model = model
+        self.probe = probe
+        self.samples: dict[Split, Batch | None] = dict(samples or {})
+        self.ranks = ranks or Ranks()
+        self.asked_for_samples = False
+        self._requests: dict[Split, list[str]] = {"train": [], "validation": []}
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Parameters by clean name; tied ones once, under their first name."""
+        return {clean_name(name): parameter for name, parameter in self.model.named_parameters()}
+
+    @property
+    def matrices(self) -> list[str]:
+        """Names of the parameters with at least two dimensions: weights of layers and embeddings, no biases, no gains."""
+        return [name for name, parameter in self.parameters.items() if parameter.ndim > 1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        parameter = next(self.model.parameters(), None)
+        return parameter.device if parameter is not None else torch.device("cpu")
+
+    def select_parameters(self, patterns: str | Sequence[str] | None, argument: str = "parameters") -> list[str]:
+        """Names of the parameters that match, all of them by default."""
+        names = list(self.parameters)
+        return names if patterns is None else select(names, patterns, argument)
+
+    def select_matrices(self, patterns: str | Sequence[str] | None, argument: str = "parameters") -> list[str]:
+        """Names of the matrices that match, all of them by default.
+
+        Raises:
+            ValueError: If the model has no matrix, or the patterns match none.
+        """
+        if not self.matrices:
+            raise ValueError("The model has no parameter with two or more dimensions.")
+        return self.matrices if patterns is None else select(self.matrices, patterns, argument)
+
+    def select_sites(self, patterns: str | Sequence[str] | None, argument: str = "layers") -> list[str]:
+        """Sites that match, the hidden activations by default.
+
+        Raises:
+            ValueError: If there is none; the message lists the sites there are.
+        """
+        if patterns is None:
+            if not self.hidden_activations:
+                raise ValueError(f"`{argument}`: no hidden activation was found; name sites, such as: {self._site_list()}.")
+            return self.hidden_activations
+        return select(self.sites, patterns, argument)
+
+    def request(self, sites: Sequence[str], split: Split = "train") -> None:
+        """Have these sites captured by the one forward pass of each snapshot."""
+        self._requests[split] += [site for site in sites if site not in self._requests[split]]
+
+    def requested(self, split: Split) -> list[str]:
+        """The sites that any monitor has asked for."""
+        return self._requests[split]
+
+    def require_samples(self, split: Split = "train") -> Batch:
+        """The probe's samples.
+
+        Raises:
+            ValueError: If there are none.
+        """
+        self.asked_for_samples = True
+        samples = self.samples.get(split)
+        if samples is None:
+            raise ValueError(
+                f"There are no {split} samples to look at. "
+                f"Set `{split}` of the Probe, or give the Trainer {'training' if split == 'train' else 'validation'} data."
+            )
+        return samples
+
+    @property
+    def _trace(self) -> _Trace:
+        self.asked_for_samples = True
+        return self._traced
+
+    @cached_property
+    def _traced(self) -> _Trace:
+        return _trace(self)
+
+    @property
+    def sites(self) -> list[str]:
+        """Every site: outputs in the order in which modules finish, then inputs."""
+        return [*self._trace.outputs, *self._trace.inputs]
+
+    @property
+    def hidden_activations(self) -> list[str]:
+        """The outputs of activation modules and the inputs that functional activations feed, in the order of the forward pass.
+
+        Where none is found (an activation the package does not know, such as a square written as a power), the inputs of all
+        linear and convolutional modules but the first.
+        """
+        return self._trace.activations
+
+    def _site_list(self) -> str:
+        return ", ".join(self.sites[:60])
+
+
+class Snapshot:
+    """The model at one step, as all monitors see it: each thing is computed when first asked for, and once.
+
+    Weights are named cleanly (no ``_orig_mod.``), detached, and shared with the model: reading them is free and writing them
+    is forbidden. Probe passes run in eval mode and in the model's own precision without autocast, and leave no trace.
+
+    Args:
+        view: The model and its probe.
+        step: Optimiser steps taken.
+    """
+
+    def __init__(self, view: ModelView, step: int) -> None:
+        self.view = view
+        self.step = step
+        self.weights: Mapping[str, Tensor] = _Weights(view)
+        self._spectra: dict[str, Tensor] = {}
+        self._runs: dict[Split, Run] = {}
+        self._batches: dict[Split, Batch] = {}
+
+    @property
+    def ranks(self) -> Ranks:
+        """The process group: ``rank``, ``world_size``, ``all_reduce``, ``gather``."""
+        return self.view.ranks
+
+    def spectrum(self, name: str) -> Tensor:
+        """Singular values of a weight in float64, largest first; a convolution is flattened to (out, in * k)."""
+        if name not in self._spectra:
+            self._spectra[name] = singular_values(flatten_matrix(self.weights[name]))
+        return self._spectra[name]
+
+    def has(self, split: Split) -> bool:
+        """Whether there are samples of this split."""
+        return self.view.samples.get(split) is not None
+
+    def batch(self, split: Split = "train") -> Batch:
+        """The probe's samples on the model's device, floating inputs in the model's precision."""
+        if split not in self._batches:
+            samples = self.view.require_samples(split)
+            self._batches[split] = samples.to(self.view.device, _floating_dtype(self.view.model))
+        return self._batches[split]
+
+    def logits(self, split: Split = "train") -> Tensor:
+        """The model's outputs on the probe, one row a prediction: positions flattened, ignored ones dropped."""
+        return self._aligned(split)[0]
+
+    def targets(self, split: Split = "train") -> Any:
+        """What the rows of :meth:`logits` should be, ``None`` for unlabelled samples."""
+        return self._aligned(split)[1]
+
+    def activations(self, site: str, split: Split = "train") -> Tensor:
+        """What passes at a site on the probe, samples first."""
+        run = self._run(split)
+        if site not in run.captured:
+            # Not asked for beforehand: costs one more pass, and takes along what was there.
+            self._runs[split] = run = self.forward(split, capture=[*run.captured, site])
+        return run.captured[site]
+
+    def loss(self, split: Split = "train") -> Tensor:
+        """The loss on the probe, a float64 scalar."""
+        return self.loss_of(*self._aligned(split))
+
+    def loss_of(self, logits: Tensor, targets: Any) -> Tensor:
+        """The probe's loss of any aligned outputs."""
+        return self.view.probe.loss_of(logits, targets)
+
+    def forward(
+        self,
+        split: Split = "train",
+        *,
+        inputs: Any = None,
+        replace: Mapping[str, Tensor] | None = None,
+        weights: Mapping[str, Tensor] | None = None,
+        capture: Sequence[str] = (),
+        grad: bool = False,
+    ) -> Run:
+        """A forward pass of its own: other inputs, activations or weights put in place of the model's, sites captured.
+
+        Args:
+            split: Whose samples go in unless ``inputs`` are given.
+            inputs: Other inputs for the model.
+            replace: Tensors to stand in at sites; what the model computed there is dropped.
+            weights: Tensors to stand in for parameters, by clean name; the model's own are not touched.
+            capture: Sites whose tensors to return.
+            grad: Whether autograd records the pass. Inputs, replacements and weights that require a gradient can then be
+                differentiated with ``torch.autograd.grad``.
+
+        Returns:
+            The logits as returned by the model, and the captured tensors.
+        """
+        view = self.view
+        inputs = self.batch(split).inputs if inputs is None else inputs
+        captured: dict[str, Tensor] = {}
+        with observing(view.model, grad=grad), _hooked(view.model, replace or {}, capture, captured):
+            logits = _call(view, inputs, weights)
+        missing = [site for site in [*capture, *(replace or {})] if site not in captured]
+        if missing:
+            raise ValueError(f"No single tensor passed at {missing}. There are: {view._site_list()}.")
+        return Run(logits, captured)
+
+    def _run(self, split: Split) -> Run:
+        if split not in self._runs:
+            self._runs[split] = self.forward(split, capture=self.view.requested(split))
+        return self._runs[split]
+
+    def _aligned(self, split: Split) -> tuple[Tensor, Any]:
+        return self.view.probe.align(self._run(split).logits, self.batch(split).targets)
+
+
+class _Weights(Mapping[str, Tensor]):
+    """Weights by clean name, looked up one at a time: a sharded one is gathered when it is asked for, and not kept."""
+
+    def __init__(self, view: ModelView) -> None:
+        self._view = view
+        self._parameters = view.parameters
+
+    def __getitem__(self, name: str) -> Tensor:
+        parameter = self._parameters[name].detach()
+        if not hasattr(parameter, "full_tensor"):
+            return parameter
+        # Gathering is a collective: all ranks must be here.
+        self._view.ranks.agree()
+        return parameter.full_tensor()  # type: ignore[no-any-return]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parameters)
+
+    def __len__(self) -> int:
+        return len(self._parameters)
+
+
+class _Caller(nn.Module):
+    """The probe's way to call a model as a module, so that weights can be substituted below it."""
+
+    def __init__(self, view: ModelView) -> None:
+        super().__init__()
+        self.model = view.model
+        self._probe = view.probe
+
+    def forward(self, inputs: Any) -> Tensor:
+        return self._probe.call(self.model, inputs)
+
+
+def _call(view: ModelView, inputs: Any, weights: Mapping[str, Tensor] | None) -> Tensor:
+    if not weights:
+        return view.probe.call(view.model, inputs)
+    if any(hasattr(parameter, "full_tensor") for parameter in view.model.parameters()):
+        raise ValueError("Weights of a model that is sharded by FSDP cannot be substituted.")
+    raw_names = {clean_name(name): name for name, _ in view.model.named_parameters()}
+    unknown = [name for name in weights if name not in raw_names]
+    if unknown:
+        raise ValueError(f"`weights`: the model has no parameters {unknown}.")
+    substitutes = {f"model.{raw_names[name]}": weight for name, weight in weights.items()}
+    return functional_call(_Caller(view), substitutes, (inputs,))  # type: ignore[no-any-return]
+
+
+def _floating_dtype(model: nn.Module) -> torch.dtype | None:
+    return next((parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()), None)
+
+
+def _is_site_value(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 0
+
+
+def _parse_site(site: str) -> tuple[str, int, bool]:
+    """Module name, which call of it, and whether its input is meant."""
+    is_input = site.endswith(_INPUT)
+    name = site.removesuffix(_INPUT)
+    module, _, call = name.partition("@")
+    return module, int(call or 0), is_input
+
+
+@contextmanager
+def _hooked(
+    model: nn.Module, replace: Mapping[str, Tensor], capture: Sequence[str], captured: dict[str, Tensor]
+) -> Iterator[None]:
+    """Hooks that replace and capture at sites, for as long as the context lasts."""
+    modules = {clean_name(name): module for name, module in model.named_modules()}
+    wanted: dict[str, dict[tuple[int, bool], str]] = defaultdict(dict)
+    for site in [*replace, *capture]:
+        name, call, is_input = _parse_site(site)
+        if name not in modules:
+            raise ValueError(f"There is no module {name!r} in the model.")
+        wanted[name][call, is_input] = site
+
+    def take(site: str | None, value: Any) -> Tensor | None:
+        if site is None or not _is_site_value(value):
+            return None
+        replacement = replace.get(site)
+        # A copy, since an in-place activation may follow; with autograd the tensor itself, which is part of the graph.
+        captured[site] = replacement if replacement is not None else (value if torch.is_grad_enabled() else value.clone())
+        return replacement
+
+    def hooks(sites: Mapping[tuple[int, bool], str]) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        calls = 0
+
+        def before(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            replacement = take(sites.get((calls, True)), args[0]) if args else None
+            return None if replacement is None else (replacement, *args[1:])
+
+        def after(_module: nn.Module, _args: Any, output: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            return take(sites.get((calls - 1, False)), output)
+
+        return before, after
+
+    with ExitStack() as stack:
+        for name, sites in wanted.items():
+            before, after = hooks(sites)
+            stack.callback(modules[name].register_forward_pre_hook(before).remove)
+            stack.callback(modules[name].register_forward_hook(after).remove)
+        yield
+
+
+@dataclass
+class _Trace:
+    outputs: list[str] = field(default_factory=list)
+    inputs: list[str] = field(default_factory=list)
+    activations: list[str] = field(default_factory=list)
+
+
+class _FunctionalActivations(TorchFunctionMode):
+    """Remembers the tensors that activation functions return, and follows them through dropout, pooling and reshaping."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._alive: dict[int, Tensor] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", "")
+        carried = name in _CARRYING_FUNCTIONS and args and self.holds(args[0])
+        if isinstance(output, Tensor) and (name in _ACTIVATION_FUNCTIONS or carried):
+            # Kept alive, or its id could be given to another tensor.
+            self._alive[id(output)] = output
+        return output
+
+    def holds(self, value: Any) -> bool:
+        return isinstance(value, Tensor) and id(value) in self._alive
+
+    def drop(self, value: Any) -> None:
+        self._alive.pop(id(value), None)
+
+
+def _trace(view: ModelView) -> _Trace:
+    """Call the model once on a few samples and write down which tensors pass where."""
+    samples = view.require_samples("train").first(2).to(view.device, _floating_dtype(view.model))
+    modules = [(clean_name(name), module) for name, module in view.model.named_modules() if name]
+    events: list[tuple[str, str, int, bool]] = []  # what, module, call, whether it is a hidden activation
+    functions = _FunctionalActivations()
+
+    def hook(name: str, module: nn.Module, stack: ExitStack) -> None:
+        calls = 0
+
+        def before(_module: nn.Module, args: tuple[Any, ...]) -> None:
+            if args and _is_site_value(args[0]):
+                leaf = next(module.children(), None) is None
+                events.append(("input", name, calls, leaf and functions.holds(args[0])))
+
+        def after(_module: nn.Module, _args: Any, output: Any) -> None:
+            nonlocal calls
+            if _is_site_value(output):
+                is_activation = isinstance(module, _ACTIVATION_MODULES)
+                if is_activation:
+                    functions.drop(output)
+                events.append(("output", name, calls, is_activation))
+            calls += 1
+
+        stack.callback(module.register_forward_pre_hook(before).remove)
+        stack.callback(module.register_forward_hook(after).remove)
+
+    with ExitStack() as stack:
+        for name, module in modules:
+            hook(name, module, stack)
+        try:
+            with observing(view.model), functions:
+                view.probe.call(view.model, samples.inputs)
+        except Exception as error:
+            raise ValueError(
+                f"The model could not be called on the probe's inputs: {type(error).__name__}: {error}. "
+                "Set `forward` (model, inputs) -> logits or `unpack` (batch) -> (inputs, targets) of the Probe."
+            ) from error
+    return _sites_of(events, dict(modules))
+
+
+def _sites_of(events: Sequence[tuple[str, str, int, bool]], modules: Mapping[str, nn.Module]) -> _Trace:
+    call_counts: dict[str, int] = defaultdict(int)
+    for _, name, call, _ in events:
+        call_counts[name] = max(call_counts[name], call + 1)
+    trace = _Trace()
+    affine_inputs: list[str] = []
+    for what, name, call, is_activation in events:
+        site = f"{name}@{call}" if call_counts[name] > 1 else name
+        if what == "input":
+            site += _INPUT
+            if isinstance(modules[name], _AFFINE_MODULES):
+                affine_inputs.append(site)
+        (trace.outputs if what == "output" else trace.inputs).append(site)
+        if is_activation and site not in trace.activations:
+            trace.activations.append(site)
+    trace.activations = trace.activations or affine_inputs[1:]
+    return trace
