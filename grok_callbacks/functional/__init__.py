@@ -1,5 +1,19 @@
 """Every measure as a pure function of tensors: no state, no Lightning."""
 
+from grok_callbacks.functional.circuit import (
+    circuit_complexity,
+    pruned_logits,
+    pruning_masks,
+)
+from grok_callbacks.functional.information import (
+    InputGradient,
+    feature_entropy,
+    feature_mutual_information,
+    gram_matrix,
+    matrix_entropy,
+    matrix_mutual_information,
+    mean_squared_input_gradient,
+)
 from grok_callbacks.functional.li2 import (
     Li2Stage,
     center,
@@ -16,6 +30,7 @@ from grok_callbacks.functional.li2 import (
     ridge_solution,
     ridge_strength,
 )
+from grok_callbacks.functional.norm import parameter_norm
 from grok_callbacks.functional.representation import (
     class_distance_ratio,
     loss_oscillation,
@@ -23,20 +38,50 @@ from grok_callbacks.functional.representation import (
     prediction_entropy,
     representation_entropy,
 )
+from grok_callbacks.functional.sparsity import (
+    activation_sparsity,
+)
+from grok_callbacks.functional.spectral import effective_rank, singular_values, spectral_entropy
+from grok_callbacks.functional.symmetry import (
+    associativity_agreement,
+    commutativity,
+    identity_agreement,
+    inverse_agreement,
+    logit_distance,
+)
+from grok_callbacks.functional.weight_entropy import weight_entropy
 
 __all__ = [
+    "InputGradient",
     "Li2Stage",
+    "activation_sparsity",
+    "associativity_agreement",
     "center",
+    "circuit_complexity",
     "class_distance_ratio",
+    "commutativity",
+    "effective_rank",
     "feature_energy",
+    "feature_entropy",
     "feature_gradient",
+    "feature_mutual_information",
     "gradient_scale",
+    "gram_matrix",
+    "identity_agreement",
+    "inverse_agreement",
     "largest_feature_cosine",
     "lazy_alignment",
+    "logit_distance",
     "loss_oscillation",
+    "matrix_entropy",
+    "matrix_mutual_information",
+    "mean_squared_input_gradient",
+    "parameter_norm",
     "participation_ratio",
     "prediction_churn",
     "prediction_entropy",
+    "pruned_logits",
+    "pruning_masks",
     "relative_change",
     "representation_entropy",
     "residual_alignment",
@@ -44,4 +89,7 @@ __all__ = [
     "ridge_distance",
     "ridge_solution",
     "ridge_strength",
+    "singular_values",
+    "spectral_entropy",
+    "weight_entropy",
 ]

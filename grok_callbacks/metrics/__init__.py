@@ -1,6 +1,14 @@
 """Every measure as a ``torchmetrics.Metric``, thin over :mod:`grok_callbacks.functional`."""
 
+from grok_callbacks.metrics.circuit import (
+    CircuitComplexity,
+)
+from grok_callbacks.metrics.information import (
+    MatrixEntropy,
+    MatrixMutualInformation,
+)
 from grok_callbacks.metrics.li2 import FeatureLearning
+from grok_callbacks.metrics.norm import ParameterNorm
 from grok_callbacks.metrics.representation import (
     ClassDistanceRatio,
     LossOscillation,
@@ -8,12 +16,28 @@ from grok_callbacks.metrics.representation import (
     PredictionEntropy,
     RepresentationEntropy,
 )
+from grok_callbacks.metrics.sparsity import (
+    ActivationSparsity,
+)
+from grok_callbacks.metrics.spectral import SpectralEntropy
+from grok_callbacks.metrics.symmetry import (
+    Commutativity,
+)
+from grok_callbacks.metrics.weight_entropy import WeightEntropy
 
 __all__ = [
+    "ActivationSparsity",
+    "CircuitComplexity",
     "ClassDistanceRatio",
+    "Commutativity",
     "FeatureLearning",
     "LossOscillation",
+    "MatrixEntropy",
+    "MatrixMutualInformation",
+    "ParameterNorm",
     "PredictionChurn",
     "PredictionEntropy",
     "RepresentationEntropy",
+    "SpectralEntropy",
+    "WeightEntropy",
 ]
