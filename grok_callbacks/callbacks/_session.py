@@ -15,7 +15,7 @@ from grok_callbacks._compat import Callback, MisconfigurationException
 from grok_callbacks._distributed import Ranks
 from grok_callbacks._isolation import isolated_rng
 from grok_callbacks.callbacks import _loggers
-from grok_callbacks.probe import Batch, Probe, Split
+from grok_callbacks.probe import SPLITS, Batch, Probe, Split
 from grok_callbacks.recorder import Recorder
 from grok_callbacks.schedule import LogSpaced
 
@@ -33,8 +33,6 @@ _FREQUENT_HOOKS = (
     "on_before_optimizer_step", "on_train_batch_end", "on_train_epoch_end", "on_validation_start", "on_validation_epoch_start",
     "on_validation_batch_start", "on_validation_batch_end", "on_validation_epoch_end", "on_validation_end",
 )  # fmt: skip
-
-_SPLITS: tuple[Split, Split] = ("train", "validation")
 
 
 class Session:
@@ -138,7 +136,7 @@ class Session:
     def _draw(self, number: int, probe: Probe) -> dict[Split, Batch | None]:
         """A probe's samples, and a note of what can only be had from batches that pass by."""
         samples: dict[Split, Batch | None] = {}
-        for split in _SPLITS:
+        for split in SPLITS:
             saved = self.leader.saved_samples(number, split)
             if saved is not None:
                 self.iterated.add(split)
@@ -230,13 +228,16 @@ class Session:
                 self._publish(values)
 
     def _take_in_metrics(self) -> None:
-        wanted = {name for monitor in self.monitors for name in monitor.logged_metrics_wanted(self.trainer.callback_metrics)}
-        if not wanted or self.recorder is None or not self.recorder.is_bound:
+        """Put into the history what the module has logged and a monitor wants to read: rank 0's values on all ranks."""
+        recorder, available = self.recorder, self.trainer.callback_metrics
+        if recorder is None or not recorder.is_bound:
             return
-        metrics = {name: float(self.trainer.callback_metrics[name]) for name in wanted}
-        values = self.recorder.record(self.trainer.global_step, metrics=metrics)
-        if values:
-            self._publish(values)
+        wanted = {name for monitor in self.monitors for name in monitor.logged_metrics_wanted(available)}
+        metrics = recorder.from_first({name: float(available[name]) for name in sorted(wanted)})
+        if metrics:
+            values = recorder.record(self.trainer.global_step, metrics=metrics)
+            if values:
+                self._publish(values)
 
     def _publish(self, values: Mapping[str, float]) -> None:
         step = self.trainer.global_step

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from grok_callbacks._compat import MisconfigurationException
 from grok_callbacks.callbacks.monitor import Monitor
 from grok_callbacks.forecast.onset import OnsetTracker, Outcome, Thresholds, is_share
+from grok_callbacks.forecast.sources import logged_accuracy_names
 from grok_callbacks.history import History
-from grok_callbacks.probe import Split
+from grok_callbacks.probe import SPLITS, Split
 from grok_callbacks.snapshot import ModelView, Snapshot
 
 __all__ = ["GrokkingDetector"]
-
-_SPLIT_WORDS: dict[Split, tuple[str, ...]] = {"train": ("train", "training"), "validation": ("val", "valid", "validation")}
 
 
 class GrokkingDetector(Monitor):
@@ -72,6 +70,7 @@ class GrokkingDetector(Monitor):
         self,
         train_metric: str | None = None,
         validation_metric: str | None = None,
+        *,
         mode: Literal["max", "min"] = "max",
         memorized_threshold: float | None = None,
         target: float | None = None,
@@ -84,8 +83,8 @@ class GrokkingDetector(Monitor):
         self.metric_names: dict[Split, str | None] = {"train": train_metric, "validation": validation_metric}
         if mode == "min":
             needed = {
-                "train_metric": train_metric, "validation_metric": validation_metric, "memorized_threshold": memorized_threshold,
-                "target": target, "chance": chance,
+                "train_metric": train_metric, "validation_metric": validation_metric,
+                "memorized_threshold": memorized_threshold, "target": target, "chance": chance,
             }  # fmt: skip
             missing = [name for name, value in needed.items() if value is None]
             if missing:
@@ -119,8 +118,7 @@ class GrokkingDetector(Monitor):
     def measure(self, snapshot: Snapshot) -> Mapping[str, float | Tensor]:
         """Accuracy and loss on the probe, for the splits that have labelled samples."""
         values: dict[str, float | Tensor] = {}
-        splits: tuple[Split, Split] = ("train", "validation")
-        for split in splits:
+        for split in SPLITS:
             if not snapshot.has(split) or snapshot.targets(split) is None:
                 continue
             values[f"loss/{split}"] = snapshot.loss(split)
@@ -139,19 +137,19 @@ class GrokkingDetector(Monitor):
 
     def logged_metrics_wanted(self, available: Mapping[str, Any]) -> Iterable[str]:
         """The training and validation metric, if the module logs them."""
-        names = [self._find(split, available) for split in ("train", "validation")]
+        names = [self._find(split, available) for split in SPLITS]
         return [name for name in names if name is not None]
 
-    def _find(self, split: Split, available: Mapping[str, Any]) -> str | None:
+    def _find(self, split: Split, available: Container[str]) -> str | None:
         given = self.metric_names[split]
         if given is not None:
             return given if given in available else None
-        return next((name for name in _candidates(split) if name in available), None)
+        return next((name for name in logged_accuracy_names(split) if name in available), None)
 
     def analyse(self, history: History, step: int) -> Mapping[str, float | Tensor]:
         """Feed the tracker what is new, and report the events that it establishes."""
         events: list[str] = []
-        for split in ("train", "validation"):
+        for split in SPLITS:
             events += self._feed(split, history)
         for event in events:
             self.announce(self._sentence(event))
@@ -178,7 +176,9 @@ class GrokkingDetector(Monitor):
         if found is not None and self.metric_names[split] is None and not is_share(history[found].values[-1]):
             if not self._warned_source:
                 self._warned_source = True
-                warnings.warn(f"{found!r} is no share between 0 and 1; {self.label} measures the accuracy itself.", stacklevel=2)
+                warnings.warn(
+                    f"{found!r} is no share between 0 and 1; {self.label} measures the accuracy itself.", stacklevel=2
+                )
             found = None
         own = f"{self.prefix}/accuracy/{split}"
         if found is None and self.metric_names[split] is None and own in history:
@@ -258,14 +258,3 @@ def _labels(targets: Tensor, logits: Tensor) -> Tensor | None:
         return targets if targets.shape == logits.shape[:-1] else None
     is_one_hot = targets.shape == logits.shape and bool((targets.sum(-1) == 1).all() & ((targets == 0) | (targets == 1)).all())
     return targets.argmax(-1) if is_one_hot else None
-
-
-def _candidates(split: Split) -> list[str]:
-    """Names under which Lightning modules commonly log accuracies; epoch means before single batches."""
-    names = [
-        name
-        for word in _SPLIT_WORDS[split]
-        for measure in ("acc", "accuracy")
-        for name in (f"{word}_{measure}", f"{word}/{measure}", f"{measure}/{word}", f"{word}-{measure}")
-    ]
-    return [f"{name}{suffix}" for suffix in ("_epoch", "", "/dataloader_idx_0") for name in names]

@@ -57,7 +57,8 @@ class SpectralEntropyMonitor(Monitor):
     def measure(self, snapshot: Snapshot) -> Mapping[str, float | Tensor]:
         """Entropy and effective rank of each matrix from its shared spectrum."""
         entropies = {
-            name: self.evaluate(metric, snapshot.weights[name], snapshot.spectrum(name)) for name, metric in self._metrics.items()
+            name: self.evaluate(metric, snapshot.weights[name], snapshot.spectrum(name))
+            for name, metric in self._metrics.items()
         }
         return {
             **{f"spectral_entropy/{name}": entropy for name, entropy in entropies.items()},

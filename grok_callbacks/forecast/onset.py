@@ -123,7 +123,9 @@ class OnsetTracker:
 
     def update_validation(self, step: int, value: float) -> list[str]:
         """Take in a validation metric; returns the events that it establishes."""
-        return self._update(step, value, {"onset": self.thresholds.onset_level, "generalized": self.thresholds.generalized_level})
+        return self._update(
+            step, value, {"onset": self.thresholds.onset_level, "generalized": self.thresholds.generalized_level}
+        )
 
     def _update(self, step: int, value: float, levels: Mapping[str, float]) -> list[str]:
         sign = self.thresholds.sign
@@ -165,6 +167,11 @@ class OnsetTracker:
         if self.memorized_step is None or self.grokked_step < self.thresholds.delay_ratio * max(self.memorized_step, 1):
             return "comprehension"
         return "grokking"
+
+    def adopt(self, steps: Mapping[str, int]) -> None:
+        """Take over events that were established elsewhere, by name of the event."""
+        for event, step in steps.items():
+            self._crossings[event].step = step
 
     def state_dict(self) -> dict[str, Any]:
         """Plain Python for a checkpoint."""
