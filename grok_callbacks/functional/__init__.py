@@ -42,6 +42,7 @@ from grok_callbacks.functional.sparsity import (
     activation_sparsity,
 )
 from grok_callbacks.functional.spectral import effective_rank, singular_values, spectral_entropy
+from grok_callbacks.functional.spectral_penalty import spectral_entropy_penalty
 from grok_callbacks.functional.symmetry import (
     associativity_agreement,
     commutativity,
@@ -91,5 +92,6 @@ __all__ = [
     "ridge_strength",
     "singular_values",
     "spectral_entropy",
+    "spectral_entropy_penalty",
     "weight_entropy",
 ]
