@@ -94,7 +94,8 @@ class Mixin:
         trainer = getattr(module, "_trainer", None)
         in_loop = trainer is not None and not trainer.barebones and getattr(module, "_current_fx_name", None) is not None
         if in_loop or getattr(module, "_fabric", None) is not None:
-            module.log(f"grok/{name}", value.detach())  # type: ignore[operator]
+            # A step's value is not averaged, but a `training_step` that takes an iterator must give a batch size.
+            module.log(f"grok/{name}", value.detach(), batch_size=1)  # type: ignore[operator]
 
 
 def finite(name: str, value: float, *, minimum: float = -math.inf) -> float:
@@ -102,6 +103,14 @@ def finite(name: str, value: float, *, minimum: float = -math.inf) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < minimum:
         bound = "" if minimum == -math.inf else f" of at least {minimum:g}"
         raise ValueError(f"`{name}` must be a finite number{bound}, got {value!r}.")
+    return value
+
+
+def whole_number(state: Mapping[str, Any], name: str) -> int:
+    """A saved count."""
+    value = state[name]
+    if not isinstance(value, int) or value < 0:
+        raise ValueError(f"{name!r} is {value!r}")
     return value
 
 

@@ -193,6 +193,8 @@ def _quiet() -> type[Any]:
 
 @functools.cache
 def _metaclass(meta: Any) -> Any:
+    if issubclass(meta, _GraftType):
+        return meta  # That of a user's subclass of a graft.
     own: Any = _GraftType if meta is type else type("_GraftType", (_GraftType, meta), {})
     copyreg.pickle(own, _reduce_class)
     return own
@@ -274,8 +276,12 @@ def _load(module: nn.Module, states: Any) -> None:
     if not isinstance(states, Mapping):
         raise MisconfigurationException(f"The checkpoint's {_CHECKPOINT_KEY!r} is no mapping but {type(states).__name__}.")
     for key, mixin in mixins_of(module).items():
-        if key in states:
+        if key not in states:
+            continue
+        try:
             mixin.load_state_dict(states[key])
+        except (TypeError, KeyError, ValueError) as error:
+            raise MisconfigurationException(f"The checkpoint's state of the mixin {key!r} is damaged: {error}.") from error
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

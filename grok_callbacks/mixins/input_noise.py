@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from grok_callbacks.mixins._base import Mixin, finite
+from grok_callbacks.mixins._base import Mixin, finite, whole_number
 from grok_callbacks.mixins._random import generator
 from grok_callbacks.probe import Probe
 from grok_callbacks.selection import clean_name, select
@@ -130,8 +130,8 @@ class InputNoiseMixin(Mixin):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up the number of draws and the accuracy."""
-        self._draws = int(state["draws"])
-        self._accuracy = float(state["accuracy"])
+        self._draws = whole_number(state, "draws")
+        self._accuracy = finite("accuracy", state["accuracy"])
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the noise of a step that is under way."""

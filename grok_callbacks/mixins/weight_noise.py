@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from grok_callbacks.mixins._base import Mixin, chosen_parameters, finite
+from grok_callbacks.mixins._base import Mixin, chosen_parameters, finite, whole_number
 from grok_callbacks.mixins._random import generator
 
 __all__ = ["WeightNoiseMixin"]
@@ -90,7 +90,7 @@ class WeightNoiseMixin(Mixin):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up the number of draws."""
-        self._draws = int(state["draws"])
+        self._draws = whole_number(state, "draws")
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the noise of a step that is under way."""
