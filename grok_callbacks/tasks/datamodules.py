@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from grok_callbacks.tasks.data import load_digits, make_task
 
@@ -61,8 +61,26 @@ def collate(samples: Sample | list[Sample]) -> Sample:
     return inputs, targets
 
 
+class _RepeatedFullBatch(Sampler[list[int]]):
+    """All samples in each of several batches, so that an epoch, and its progress bar, is more than a step."""
+
+    def __init__(self, size: int, repeats: int) -> None:
+        self.batch = list(range(size))
+        self.repeats = repeats
+
+    def __len__(self) -> int:
+        return self.repeats
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for _ in range(self.repeats):
+            yield self.batch
+
+
 class _SplitDataModule(pl.LightningDataModule):
     """A seeded split of one data set into train and validation part, in full batches or shuffled smaller ones."""
+
+    #: Full batches that make an epoch; a longer epoch has a progress bar worth looking at.
+    steps_per_epoch: int = 1
 
     def __init__(self, seed: int, batch_size: int | None) -> None:
         super().__init__()
@@ -81,8 +99,10 @@ class _SplitDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """The training part; shuffled unless it is one full batch, where order says nothing."""
-        size = len(self.train_set) if self.batch_size is None else self.batch_size
-        return DataLoader(self.train_set, batch_size=size, shuffle=self.batch_size is not None, collate_fn=collate)
+        if self.batch_size is None:
+            batches = _RepeatedFullBatch(len(self.train_set), self.steps_per_epoch)
+            return DataLoader(self.train_set, batch_sampler=batches, collate_fn=collate)
+        return DataLoader(self.train_set, batch_size=self.batch_size, shuffle=True, collate_fn=collate)
 
     def val_dataloader(self) -> DataLoader[Sample]:
         """All that isn't trained on."""

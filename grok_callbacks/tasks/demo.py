@@ -48,6 +48,7 @@ def run_demo(
     if steps < 1:
         raise ValueError(f"`steps` must be at least 1, got {steps}.")
     recipe = one_hot_recipe(task, weight_decay=weight_decay, seed=seed)
+    recipe.data.steps_per_epoch = steps
     run_dir = Path(output)
     for stale in run_dir.glob("events.out.tfevents.*"):
         stale.unlink()
@@ -56,13 +57,14 @@ def run_demo(
         accelerator="cpu",
         devices=1,
         max_steps=steps,
-        max_epochs=-1,
-        check_val_every_n_epoch=10,
+        max_epochs=1,
+        val_check_interval=min(10, steps),
+        num_sanity_val_steps=0,
         callbacks=[*callbacks, TQDMProgressBar(refresh_rate=20)],
         logger=TensorBoardLogger(run_dir.parent, name=run_dir.name, version=""),
         enable_checkpointing=False,
         enable_model_summary=False,
-        log_every_n_steps=10,
+        log_every_n_steps=1,
     )
     with warnings.catch_warnings():
         # Data of a thousand integer pairs need no workers.

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-import lightning.pytorch as pl
 import torch
 
 from grok_callbacks.tasks.datamodules import DigitsDataModule, PairTaskDataModule
@@ -21,7 +20,7 @@ class Recipe(NamedTuple):
     """
 
     module: Classifier
-    data: pl.LightningDataModule
+    data: PairTaskDataModule | DigitsDataModule
     max_steps: int
 
 

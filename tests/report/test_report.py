@@ -1,0 +1,139 @@
+"""Curves read back from files, the verdict on them, and the figure."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from lightning.pytorch.loggers import CSVLogger
+from torch.utils.tensorboard import SummaryWriter
+
+from grok_callbacks.history import History
+from grok_callbacks.report import read_run, run_figure, summarize
+
+
+def write_events(folder, points):
+    writer = SummaryWriter(str(folder))
+    for step, values in points:
+        for key, value in values.items():
+            writer.add_scalar(key, value, step)
+    writer.close()
+
+
+def grokking_history():
+    history = History()
+    for step in (0, 1, 10, 20, 50, 100, 200, 500, 1000):
+        history.add(
+            step,
+            {
+                "grok/accuracy/train": 1.0 if step >= 20 else 0.1,
+                "grok/accuracy/validation": 1.0 if step >= 500 else 0.3 if step >= 200 else 0.0,
+                "grok/norm": 10.0 / (1 + step),
+                "grok/norm/weight": 5.0,
+                "grok/lmn/mlp.1": float("nan"),
+            },
+        )
+    return history
+
+
+def test_events_come_back_with_their_steps(tmp_path):
+    points = [(0, {"grok/norm": 3.0}), (7, {"grok/norm": 2.5, "val_acc": 0.25}), (113, {"grok/norm": 1.5})]
+    write_events(tmp_path / "run", points)
+    history = read_run(tmp_path)
+    assert history["grok/norm"].steps == [0, 7, 113]
+    assert history["grok/norm"].values == [3.0, 2.5, 1.5]
+    assert history["val_acc"].steps == [7]
+
+
+def test_every_scalar_is_read_however_many(tmp_path):
+    write_events(tmp_path, [(step, {"a": float(step)}) for step in range(12_000)])
+    assert read_run(tmp_path)["a"].steps == list(range(12_000))
+
+
+def test_csv_comes_back(tmp_path):
+    logger = CSVLogger(tmp_path, name="run")
+    logger.log_metrics({"grok/norm": 2.0}, step=3)
+    logger.log_metrics({"grok/norm": 1.0, "val_acc": 0.5}, step=10)
+    logger.save()
+    history = read_run(tmp_path)
+    assert history["grok/norm"].steps == [3, 10]
+    assert history["val_acc"].values == [0.5]
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no TensorBoard event file"):
+        read_run(tmp_path)
+    with pytest.raises(ValueError, match="no folder"):
+        read_run(tmp_path / "nowhere")
+
+
+def test_several_runs_are_named(tmp_path):
+    write_events(tmp_path / "version_0", [(0, {"a": 1.0})])
+    write_events(tmp_path / "version_1", [(0, {"a": 1.0})])
+    with pytest.raises(ValueError, match=r"version_0.*version_1"):
+        read_run(tmp_path)
+
+
+def test_summary_of_a_grokking_run():
+    summary = summarize(grokking_history())
+    assert summary.outcome == "grokking"
+    assert summary.steps == {"memorized": 20, "onset": 200, "generalized": 500}
+    assert "20" in summary.verdict
+    assert "500" in summary.verdict
+
+
+def test_logged_events_overrule_the_curves():
+    history = grokking_history()
+    history.add(1000, {"grok/onset/grokked_step": 480.0})
+    assert summarize(history).steps["generalized"] == 480
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "outcome"),
+    [([1, 1, 1], [0, 0, 0], "memorisation"), ([0, 0, 0], [0, 0, 0], "confusion"), ([1, 1, 1], [1, 1, 1], "comprehension")],
+)
+def test_other_outcomes(train, validation, outcome):
+    history = History()
+    for step, values in enumerate(zip(train, validation, strict=True), start=1):
+        history.add(step, {"train_acc": values[0], "val_acc": values[1]})
+    assert summarize(history).outcome == outcome
+
+
+def test_no_accuracies_no_verdict():
+    history = History()
+    history.add(0, {"grok/norm": 1.0})
+    assert summarize(history).outcome is None
+
+
+def test_figure_has_a_panel_a_family_and_marks_every_event():
+    figure = run_figure(grokking_history(), title="run")
+    accuracy, norm = figure.axes  # A family of nothing but NaN has no panel.
+    assert accuracy.get_xscale() == "log"
+    assert "norm" in norm.get_ylabel().lower()
+    for axes in figure.axes:
+        marks = [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == "--"]
+        assert marks == [20, 200, 500]
+    assert "grokked" in figure._suptitle.get_text() or "Grokking" in figure._suptitle.get_text()
+    curves = {line.get_label(): line for line in norm.lines if line.get_linestyle() == "-"}
+    assert set(curves) == {"all", "weight"}
+    assert curves["all"].get_ydata()[-1] == pytest.approx(10 / 1001)
+    assert curves["all"].get_xdata()[0] > 0, "step 0 has a place on the logarithmic axis"
+
+
+def test_figure_of_many_layers_shows_those_that_change(tmp_path):
+    history = History()
+    for step in (0, 10, 100):
+        history.add(step, {f"grok/sparsity/layer{i}": 0.5 + i * step / 1e4 for i in range(20)})
+    (axes,) = run_figure(history).axes
+    shown = {line.get_label() for line in axes.lines}
+    assert shown == {f"layer{i}" for i in range(12, 20)}
+    assert "12 more" in axes.get_legend().get_title().get_text()
+    run_figure(history).savefig(tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+def test_figure_of_an_unmonitored_run_is_refused():
+    history = History()
+    history.add(0, {"loss": math.nan})
+    with pytest.raises(ValueError, match="was the run monitored"):
+        run_figure(history)
