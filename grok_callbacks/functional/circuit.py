@@ -171,9 +171,7 @@ def _divergence(log_p: Tensor, pruned: Tensor) -> Tensor:
     terms = p * (log_p - torch.log_softmax(to_double(pruned), -1))
     # 0 ln(0 / q) = 0 whatever q. Not `p > 0`: a NaN must stay one.
     terms = torch.where(p == 0, torch.zeros_like(p), terms)
-    # A NaN of the pruned model must not vanish where p is zero.
-    spoilt = torch.isnan(pruned).any() | torch.isposinf(pruned).any()
-    return torch.where(spoilt, torch.nan, terms.sum(-1).mean().clamp(min=0))
+    return terms.sum(-1).mean().clamp(min=0)
 
 
 def _measured(prune: Callable[[Tensor], Tensor], mask: Tensor) -> tuple[Tensor, int]:
