@@ -1,22 +1,30 @@
-"""Leaving no trace: random-number states, train/eval mode and buffers are put back as they were."""
+"""Leaving no trace: random-number states, train/eval mode, gradients and buffers are put back as they were."""
 
 from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import cast
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
-__all__ = ["isolated_rng", "observing"]
+__all__ = ["isolated_rng", "observing", "untouched"]
 
 
 @contextmanager
-def isolated_rng() -> Iterator[None]:
-    """Give every random-number generator (torch on all devices, numpy, python) its state back on leaving."""
+def isolated_rng(*owners: object, seed: int | None = None) -> Iterator[None]:
+    """Give every random-number generator (torch on all devices, numpy, python) its state back on leaving.
+
+    Args:
+        *owners: Objects whose own generators get their states back as well, such as a dataset that augments.
+        seed: Start the CPU's generators from here, so that what is drawn inside does not depend on the state outside.
+    """
+    restore = [_restorer(generator) for generator in _generators_in(owners)]
     python_state = random.getstate()
     # A program that has not imported numpy has no state of it to keep.
     numpy = sys.modules.get("numpy")
@@ -25,6 +33,12 @@ def isolated_rng() -> Iterator[None]:
     cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
     mps_state = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
     try:
+        if seed is not None:
+            random.seed(seed)
+            # Not ``torch.manual_seed``: before CUDA is in use it would leave a seed for it behind.
+            torch.default_generator.manual_seed(seed % 2**32)
+            if numpy is not None:
+                numpy.random.seed(seed % 2**32)
         yield
     finally:
         random.setstate(python_state)
@@ -35,6 +49,29 @@ def isolated_rng() -> Iterator[None]:
             torch.cuda.set_rng_state_all(cuda_states)
         if mps_state is not None:
             torch.mps.set_rng_state(mps_state)
+        for put_back in restore:
+            put_back()
+
+
+@contextmanager
+def untouched(model: nn.Module, *, seed: int) -> Iterator[None]:
+    """Let code look at ``model`` as it pleases: afterwards gradients, modes and random-number states are as they were.
+
+    Gradients are out of sight meanwhile, so a backward pass inside adds nothing to those that training has accumulated.
+
+    Args:
+        model: The module that is looked at.
+        seed: Starts the generators, so that a measure that draws random numbers is the same on every rank and after a resume.
+    """
+    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+    with isolated_rng(seed=seed), torch.inference_mode(False), _restored_modes(model):
+        for parameter, _ in gradients:
+            parameter.grad = None
+        try:
+            yield
+        finally:
+            for parameter, gradient in gradients:
+                parameter.grad = gradient
 
 
 @contextmanager
@@ -51,9 +88,12 @@ def observing(model: nn.Module, *, grad: bool = False) -> Iterator[None]:
         stack.enter_context(torch.enable_grad() if grad else torch.no_grad())
         stack.enter_context(torch.autocast(_device_type(model), enabled=False))
         stack.enter_context(_eager())
-        stack.enter_context(isolated_rng())
+        stack.enter_context(isolated_rng(*_generators_of_modules(model)))
         stack.enter_context(_restored_buffers(model))
-        stack.enter_context(_eval_mode(model))
+        stack.enter_context(_restored_modes(model))
+        # The flag itself: ``train()`` and ``eval()`` may be overridden to do more, and freezing recipes set modules apart.
+        for module in model.modules():
+            module.training = False
         yield
 
 
@@ -71,11 +111,8 @@ def _eager() -> AbstractContextManager[object]:
 
 
 @contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    # Set the flag directly: ``train()`` and ``eval()`` may be overridden to do more, and freezing recipes set modules apart.
+def _restored_modes(model: nn.Module) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
-    for module, _ in modes:
-        module.training = False
     try:
         yield
     finally:
@@ -85,18 +122,75 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _restored_buffers(model: nn.Module) -> Iterator[None]:
-    saved: list[tuple[nn.Module, str, Tensor, Tensor]] = [
-        (module, name, buffer, buffer.clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
-    try:
-        yield
-    finally:
-        for module, name, buffer, copy in saved:
-            if module._buffers.get(name) is not buffer:
-                module._buffers[name] = buffer
-            # Write only what has changed, so that a buffer's version tells of real writes.
-            if not torch.equal(buffer, copy):
-                buffer.copy_(copy)
+    registered = [(module, dict(module._buffers)) for module in model.modules()]
+    buffers = [buffer for _, members in registered for buffer in members.values() if buffer is not None]
+    copies = [buffer.clone() for buffer in buffers]
+    versioned = tuple(buffer for buffer in buffers if not buffer.is_inference())
+    # The version counter comes back too, so that it tells of real writes.
+    with _unsafe_preserve_version_counter(versioned) if versioned else nullcontext():
+        try:
+            yield
+        finally:
+            for module, members in registered:
+                module._buffers.clear()
+                module._buffers.update(members)
+            for buffer, copy in zip(buffers, copies, strict=True):
+                # Sparse tensors cannot be compared.
+                if buffer.layout is not torch.strided or not torch.equal(buffer, copy):
+                    buffer.copy_(copy)
+
+
+# Random-number generators that objects keep to themselves.
+
+_MAX_DEPTH = 4
+_MAX_ITEMS = 64
+
+
+def _generators_of_modules(model: nn.Module) -> list[Any]:
+    # No deeper than attributes: a LightningModule holds its Trainer.
+    kinds = _generator_kinds()
+    return [value for module in model.modules() for value in module.__dict__.values() if isinstance(value, kinds)]
+
+
+def _generators_in(roots: Iterable[object]) -> list[Any]:
+    """Generators among objects, in their attributes and small containers; data are not searched."""
+    kinds = _generator_kinds()
+    found: dict[int, Any] = {}
+    seen: set[int] = set()
+
+    def search(value: Any, depth: int) -> None:
+        if isinstance(value, kinds):
+            found[id(value)] = value
+        elif depth < _MAX_DEPTH and id(value) not in seen and not isinstance(value, (Tensor, nn.Module, str, type)):
+            seen.add(id(value))
+            for member in _members(value):
+                search(member, depth + 1)
+
+    for root in roots:
+        search(root, 0)
+    return list(found.values())
+
+
+def _members(value: Any) -> Iterable[Any]:
+    if isinstance(value, Mapping):
+        return value.values() if len(value) <= _MAX_ITEMS else ()
+    if isinstance(value, (list, tuple, set)):
+        return value if len(value) <= _MAX_ITEMS else ()
+    return getattr(value, "__dict__", {}).values()
+
+
+def _generator_kinds() -> tuple[type, ...]:
+    numpy = sys.modules.get("numpy")
+    own = () if numpy is None else (numpy.random.Generator, numpy.random.RandomState)
+    return (torch.Generator, random.Random, *own)
+
+
+def _restorer(generator: Any) -> Callable[[], object]:
+    """What puts a generator's present state back."""
+    if isinstance(generator, random.SystemRandom):
+        return lambda: None  # Has no state.
+    if isinstance(generator, random.Random):
+        return partial(generator.setstate, generator.getstate())
+    if hasattr(generator, "bit_generator"):
+        return partial(setattr, generator.bit_generator, "state", generator.bit_generator.state)
+    return partial(generator.set_state, generator.get_state())

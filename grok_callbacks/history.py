@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +39,11 @@ class Series:
         """The last value measured at ``step`` or before, NaN if there is none."""
         index = bisect_right(self.steps, step)
         return self.values[index - 1] if index else float("nan")
+
+    def after(self, step: int) -> list[tuple[int, float]]:
+        """The points later than ``step``."""
+        index = bisect_right(self.steps, step)
+        return list(zip(self.steps[index:], self.values[index:], strict=True))
 
     def until(self, step: int) -> Series:
         """The points up to and with ``step``."""
@@ -80,6 +85,12 @@ class History(Mapping[str, Series]):
         for key, series in other.items():
             for step, value in zip(series.steps, series.values, strict=True):
                 self._series.setdefault(key, Series()).put(step, value)
+
+    def of(self, keys: Iterable[str]) -> History:
+        """The series of these keys alone, shared with this history."""
+        result = History()
+        result._series = {key: self._series[key] for key in keys}
+        return result
 
     def until(self, step: int) -> History:
         """The history as it was when ``step`` had just been measured: nothing later is in it."""

@@ -16,14 +16,16 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 
 from grok_callbacks._isolation import isolated_rng
 
-__all__ = ["IGNORE_INDEX", "Batch", "Probe", "Split"]
+__all__ = ["IGNORE_INDEX", "SPLITS", "Batch", "Probe", "Split"]
 
 #: The data that a probe is drawn from.
 Split = Literal["train", "validation"]
+SPLITS: tuple[Split, Split] = ("train", "validation")
 
 #: Targets with this value are left out, as ``torch.nn.functional.cross_entropy`` does.
 IGNORE_INDEX = -100
 
+_EMPTY = "The probe's data are empty."
 _TARGET_KEYS = ("labels", "label", "targets", "target", "y")
 
 
@@ -38,7 +40,7 @@ class Batch:
         """A copy on ``device``, floating inputs in ``dtype``; integers keep theirs."""
 
         def move(value: Any) -> Any:
-            return value.to(device) if isinstance(value, Tensor) else value
+            return value.to(device, copy=True) if isinstance(value, Tensor) else value
 
         def convert(value: Any) -> Any:
             value = move(value)
@@ -69,8 +71,8 @@ class Probe:
     """A fixed set of samples that a run is watched through.
 
     Inside a Trainer the samples come from its own loaders: map-style datasets are indexed directly, since iterating a loader
-    would disturb its workers and its shuffling; of iterable ones the first batches are kept as they pass by. Rank 0's samples
-    are used on all ranks.
+    would disturb its workers and its shuffling (of a sampler with ``indices``, such as ``SubsetRandomSampler``, only those);
+    of iterable ones the first batches are kept as they pass by. Rank 0's samples are used on all ranks.
 
     A batch is understood if it is ``(inputs, targets)``, ``(inputs,)``, a tensor of inputs, or a mapping with the targets under
     ``labels``, ``label``, ``targets``, ``target`` or ``y`` and the inputs under the other keys; one other key is passed to the
@@ -146,33 +148,33 @@ class Probe:
         source = own if own is not None else source
         if source is None:
             return None
-        # Augmentations draw random numbers, and the run must not notice.
-        with isolated_rng(), torch.inference_mode(False), torch.no_grad():
-            batches = self.draw(source)
-            if batches is None and own is not None:
-                raise ValueError(f"`{split}` of the Probe is iterable; give a map-style dataset, a DataLoader or a batch.")
-            return None if batches is None else self.join(batches)
+        batches = self.draw(source)
+        if batches is None and own is not None:
+            raise ValueError(f"`{split}` of the Probe is iterable; give a map-style dataset, a DataLoader or a batch.")
+        return None if batches is None else self.join(batches)
 
     def draw(self, source: Any) -> list[Any] | None:
         """Raw batches with about ``size`` samples from a dataset, a loader or a batch; ``None`` if it can only be iterated."""
-        return _index(source, self.size, self.seed)
+        # Augmentations draw random numbers. The run must not notice, and a resumed run must get the same samples.
+        with isolated_rng(getattr(source, "dataset", source), seed=self.seed), torch.inference_mode(False), torch.no_grad():
+            return _index(source, self.size, self.seed)
 
-    def join(self, batches: Sequence[Any]) -> Batch:
-        """One detached batch of at most ``size`` samples on the CPU from raw batches."""
-        parts = [self.unpack_batch(batch) for batch in batches]
+    def join(self, batches: Sequence[Any], samples: Batch | None = None) -> Batch:
+        """One detached batch of at most ``size`` samples on the CPU.
 
-        def concatenate(*values: Any) -> Any:
-            if not isinstance(values[0], Tensor):
-                return values[0]
-            # A clone: the run may go on to write into the tensors that it was given, or they may be inference tensors.
-            return torch.cat([value.detach().cpu() for value in values]) if values[0].ndim else values[0].detach().cpu().clone()
+        Args:
+            batches: Raw batches.
+            samples: Samples to put before theirs.
 
-        joined = Batch(
-            tree_map(concatenate, parts[0].inputs, *(part.inputs for part in parts[1:])),
-            tree_map(concatenate, parts[0].targets, *(part.targets for part in parts[1:])),
-        )
+        Raises:
+            ValueError: If a batch is of no form that the probe understands, or the batches don't fit together.
+        """
+        # Tensors made in inference mode could not be used for gradients later.
+        with isolated_rng(seed=self.seed), torch.inference_mode(False), torch.no_grad():
+            unpacked = [self.unpack_batch(batch) for batch in batches]
+            joined = _concatenated([*([samples] if samples is not None else []), *unpacked])
         if len(joined) == 0:
-            raise ValueError("The probe's data are empty.")
+            raise ValueError(_EMPTY)
         return joined.first(self.size)
 
     def unpack_batch(self, batch: Any) -> Batch:
@@ -243,6 +245,25 @@ class Probe:
         return F.cross_entropy(logits.double(), targets.long())
 
 
+def _concatenated(parts: Sequence[Batch]) -> Batch:
+    def concatenate(*values: Any) -> Any:
+        if not isinstance(values[0], Tensor):
+            return values[0]
+        # A clone: the run may go on to write into the tensors that it was given.
+        return torch.cat([value.detach().cpu() for value in values]) if values[0].ndim else values[0].detach().cpu().clone()
+
+    try:
+        return Batch(
+            tree_map(concatenate, parts[0].inputs, *(part.inputs for part in parts[1:])),
+            tree_map(concatenate, parts[0].targets, *(part.targets for part in parts[1:])),
+        )
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"Batches of different shapes don't make one probe: {error} Set `train` or `validation` of the Probe to one batch, "
+            "or `unpack`, a function (batch) -> (inputs, targets), to pad them."
+        ) from error
+
+
 def _unpack_mapping(batch: Mapping[str, Any]) -> Batch:
     named = [key for key in _TARGET_KEYS if key in batch]
     if len(named) != 1:
@@ -302,15 +323,29 @@ def _index(source: Any, size: int, seed: int) -> list[Any] | None:
     if isinstance(dataset, IterableDataset) or not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
         return None
     if len(dataset) == 0:
-        raise ValueError("The probe's data are empty.")
+        raise ValueError(_EMPTY)
     collate = getattr(loader, "collate_fn", None) or default_collate
+    reachable = _indices_of(loader, len(dataset))
     # ``sample`` of a range draws without listing it: the data may have billions of samples.
-    indices = random.Random(seed).sample(range(len(dataset)), min(size, len(dataset)))
+    places = random.Random(seed).sample(range(len(reachable)), min(size, len(reachable)))
+    indices = [int(reachable[place]) for place in places]
     if isinstance(loader, DataLoader) and loader.batch_sampler is None:
         # Without automatic batching each item is a batch of its own.
         return _whole_batches(dataset, indices, collate, size)
     items = dataset.__getitems__(indices) if hasattr(dataset, "__getitems__") else [dataset[index] for index in indices]
     return [collate(items)]
+
+
+def _indices_of(loader: Any, total: int) -> Sequence[int]:
+    """The indices that a loader can come to: where one dataset is split by samplers, the other loader's are not among them."""
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    sampler = getattr(batch_sampler, "sampler", None) or getattr(loader, "sampler", None)
+    # Under DDP Lightning wraps a sampler of the user's as if it were a dataset.
+    sampler = getattr(getattr(sampler, "dataset", None), "_sampler", sampler)
+    indices = getattr(sampler, "indices", None)
+    if indices is not None and len(indices) == 0:
+        raise ValueError(_EMPTY)
+    return range(total) if indices is None else indices
 
 
 def _whole_batches(dataset: Any, indices: Sequence[int], convert: Callable[[Any], Any], size: int) -> list[Any]:

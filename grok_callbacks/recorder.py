@@ -5,19 +5,23 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
-import torch
 from torch import Tensor, nn
 
 from grok_callbacks._distributed import PeerError, Ranks
+from grok_callbacks._isolation import untouched
 from grok_callbacks.history import History
-from grok_callbacks.probe import Batch, Probe, Split
+from grok_callbacks.probe import SPLITS, Probe, Split
 from grok_callbacks.schedule import Event, Schedule
-from grok_callbacks.snapshot import ModelView, Snapshot
+from grok_callbacks.snapshot import Drawn, ModelView, Snapshot
 
 __all__ = ["Measurable", "Recorder"]
+
+
+T = TypeVar("T")
 
 
 @runtime_checkable
@@ -41,11 +45,17 @@ class Measurable(Protocol):
     def measure(self, snapshot: Snapshot) -> Mapping[str, float | Tensor]:
         """Values by key, without the prefix."""
 
-    def attach(self, recorder: Recorder) -> None:
-        """Take note of the Recorder; called once, after :meth:`bind`."""
+    def attach(self, recorder: Recorder) -> Mapping[str, Any] | None:
+        """Take note of the Recorder, after :meth:`bind`; returns what :meth:`Recorder.state_of` gave an earlier process."""
 
     def analyse(self, history: History, step: int) -> Mapping[str, float | Tensor]:
         """Values that follow from what has been measured up to ``step``, by key, without the prefix."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that an interrupted run needs of it, with :meth:`Recorder.state_of` inside."""
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on from :meth:`state_dict`."""
 
 
 class _Slot:
@@ -108,14 +118,14 @@ class Recorder:
             raise ValueError(f"`budget` must be a positive share of the training time, got {budget!r}.")
         self.model = model
         self.history = History()
-        self._slots = [_Slot(monitor, budget / len(monitors) if budget is not None else None) for monitor in monitors]
+        share = None if budget is None else budget / max(len(monitors), 1)
+        self._slots = [_Slot(monitor, share) for monitor in monitors]
         shared = probe or next((monitor.probe for monitor in monitors if monitor.probe is not None), Probe())
         for slot in self._slots:
             slot.probe = slot.probe or shared
         self._views: dict[Probe, ModelView] = {}
         self._growing: set[Probe] = set()
         self._owners: dict[str, _Slot] = {}
-        self._restored: dict[str, Mapping[str, Any]] = {}
         self._started = time.perf_counter()
         self._elapsed_before = 0.0
         self._spent = 0.0
@@ -153,6 +163,10 @@ class Recorder:
         """Whether this is rank 0, or there are no ranks."""
         return self._ranks.rank == 0
 
+    def from_first(self, value: T) -> T:
+        """Rank 0's value on all ranks; every rank must call it."""
+        return self._ranks.from_first(value)
+
     def keys_of(self, monitor: Measurable) -> list[str]:
         """The keys that a monitor has logged so far, in their order."""
         return list(self._slot_of(monitor).keys)
@@ -162,7 +176,7 @@ class Recorder:
 
     def bind(
         self,
-        samples: Mapping[Probe, Mapping[Split, Batch | None]] | None = None,
+        samples: Mapping[Probe, Mapping[Split, Drawn]] | None = None,
         *,
         start: int = 0,
         growing: Sequence[Probe] = (),
@@ -170,7 +184,8 @@ class Recorder:
         """Let every monitor look at the model and choose its names. :meth:`record` does it if nobody has.
 
         Args:
-            samples: Each probe's samples by split. A probe that is left out is drawn from its own sources.
+            samples: Each probe's samples by split, or the error of drawing them, which concerns the monitors that need them.
+                A probe that is left out is drawn from its own sources.
             start: The step of the model as it is, later than 0 in a resumed run.
             growing: Probes whose training samples are not complete yet, see :meth:`set_samples`.
         """
@@ -178,14 +193,14 @@ class Recorder:
         ranks = Ranks(ModelView(self.model, Probe()).device)
         for probe in self.probes:
             given = (samples or {}).get(probe)
-            drawn = given if given is not None else {split: probe.sample(split) for split in ("train", "validation")}
+            drawn = given if given is not None else {split: _sampled(probe, split) for split in SPLITS}
             self._views[probe] = ModelView(self.model, probe, drawn, ranks)
         for slot in self._slots:
             self._bind(slot, start)
         self._bound = True
         self._plan()
 
-    def set_samples(self, probe: Probe, split: Split, samples: Batch | None, *, growing: bool = False) -> None:
+    def set_samples(self, probe: Probe, split: Split, samples: Drawn, *, growing: bool = False) -> None:
         """Give a probe its samples after the fact, as for data that can only be iterated.
 
         Args:
@@ -199,7 +214,11 @@ class Recorder:
         if split == "train":
             (self._growing.add if growing else self._growing.discard)(probe)
 
-    def samples(self, probe: Probe) -> Mapping[Split, Batch | None]:
+    def is_growing(self, probe: Probe) -> bool:
+        """Whether more training samples will come, see :meth:`set_samples`."""
+        return probe in self._growing
+
+    def samples(self, probe: Probe) -> Mapping[Split, Drawn]:
         """A probe's samples by split."""
         return self._views[probe].samples
 
@@ -215,8 +234,7 @@ class Recorder:
                 raise
             slot.active = False
             warnings.warn(f"{slot.monitor.label} is left out, since it does not apply to this model: {error}", stacklevel=2)
-        slot.monitor.attach(self)
-        state = self._restored.pop(slot.monitor.label, None)
+        state = slot.monitor.attach(self)
         if state is not None:
             self._restore(slot, state)
         # What has never been measured is due at once, also in a run that was resumed without its state.
@@ -294,7 +312,8 @@ class Recorder:
             snapshot = snapshots[slot.probe]
             start = time.perf_counter()
             versions = self._versions()
-            measured = self._guarded(slot, lambda slot=slot, snapshot=snapshot: slot.monitor.measure(snapshot))
+            with untouched(self.model, seed=step):
+                measured = self._guarded(slot, partial(slot.monitor.measure, snapshot))
             if self._versions() != versions:
                 raise RuntimeError(f"{slot.monitor.label} wrote into the model's weights or buffers; a monitor must not.")
             slot.last_seconds = time.perf_counter() - start
@@ -306,18 +325,27 @@ class Recorder:
         return values
 
     def _analyse(self, step: int) -> dict[str, float]:
-        values: dict[str, float] = {}
-        for slot in self._slots:
+        """What follows from the history, which is the same on all ranks; so they talk once, not for every monitor."""
+        found: dict[int, dict[str, float]] = {}
+        errors: dict[int, Exception] = {}
+        for number, slot in enumerate(self._slots):
             if slot.active:
-                analysed = self._guarded(slot, lambda slot=slot: slot.monitor.analyse(self.history, step))
-                values |= self._keep(slot, step, analysed)
+                try:
+                    found[number] = _floats(slot.monitor.analyse(self.history, step))
+                except Exception as error:
+                    errors[number] = error
+        for number in sorted({number for numbers in self._ranks.gather(list(errors)) for number in numbers}):
+            found.pop(number, None)
+            self._switch_off(self._slots[number], errors.get(number, PeerError("The analysis failed on another rank.")))
+        values: dict[str, float] = {}
+        for number, analysed in self._ranks.from_first(found).items():
+            values |= self._keep(self._slots[number], step, analysed)
         return values
 
-    def _guarded(self, slot: _Slot, measure: Any) -> dict[str, float]:
-        """Call ``measure``; on any failure switch the monitor off, on all ranks alike."""
+    def _guarded(self, slot: _Slot, measure: Callable[[], Mapping[str, float | Tensor]]) -> dict[str, float]:
+        """Call ``measure``; on any failure switch the monitor off, on all ranks alike. Rank 0's values hold."""
         try:
-            with torch.inference_mode(False):
-                values = {key: float(value) for key, value in measure().items()}
+            values = _floats(measure())
         except PeerError as error:
             self._switch_off(slot, error)
             return {}
@@ -328,10 +356,11 @@ class Recorder:
             return {}
         try:
             self._ranks.agree()
+            # What follows from a value (an event, an early stop) must be the same everywhere, to the last bit.
+            return self._ranks.from_first(values)
         except PeerError as error:
             self._switch_off(slot, error)
             return {}
-        return values
 
     def _switch_off(self, slot: _Slot, error: Exception) -> None:
         if slot.monitor.on_error == "raise":
@@ -348,14 +377,19 @@ class Recorder:
         for key, value in values.items():
             owner = self._owners.setdefault(key, slot)
             if owner is not slot:
-                raise ValueError(
+                error = ValueError(
                     f"{slot.monitor.label} and {owner.monitor.label} both log {key!r}; give one of them another `prefix`."
                 )
+                if slot.measurements == 1:
+                    raise error
+                self._switch_off(slot, error)
+                return {}
             if key not in slot.keys:
                 slot.keys.append(key)
             if not math.isfinite(value) and not slot.warned_not_finite:
                 slot.warned_not_finite = True
-                warnings.warn(f"{slot.monitor.label}: {key} is {value} at step {step}; said once.", stacklevel=2)
+                if self.is_first_rank:
+                    warnings.warn(f"{slot.monitor.label}: {key} is {value} at step {step}; said once.", stacklevel=2)
         self.history.add(step, values)
         return values
 
@@ -363,27 +397,17 @@ class Recorder:
         tensors = [*self.model.parameters(), *self.model.buffers()]
         return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
 
+    @property
+    def latest(self) -> dict[str, float]:
+        """The last value of every key that a monitor has logged."""
+        return {key: self.history[key].values[-1] for slot in self._slots for key in slot.keys}
+
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain Python for a checkpoint: what each monitor has measured and where it stands, by label."""
-        return {slot.monitor.label: self._state_of(slot) for slot in self._slots}
+        """The states of all monitors by label, tensors and plain Python, for a checkpoint of a loop of your own.
 
-    def state_of(self, monitor: Measurable) -> dict[str, Any]:
-        """One monitor's part of :meth:`state_dict`."""
-        return self._state_of(self._slot_of(monitor))
-
-    def _state_of(self, slot: _Slot) -> dict[str, Any]:
-        own = History()
-        own.merge({key: self.history[key] for key in slot.keys})
-        return {
-            "history": own.state_dict(),
-            "measurements": slot.measurements,
-            "last_measured": slot.last_measured,
-            "seen": self._seen,
-            "seconds": slot.seconds,
-            "last_seconds": slot.last_seconds,
-            "elapsed": self._elapsed(),
-            "active": slot.active,
-        }
+        Inside a Trainer the monitors' states are in its checkpoints.
+        """
+        return {slot.monitor.label: slot.monitor.state_dict() for slot in self._slots}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from :meth:`state_dict`. Call it before the first :meth:`record`.
@@ -393,13 +417,34 @@ class Recorder:
         """
         if self._bound:
             raise ValueError("Load the state before the first measurement.")
-        for label, part in state.items():
-            _check_state(label, part)
-            self._restored[label] = part
+        if not isinstance(state, Mapping):
+            raise ValueError(f"`state` is a {type(state).__name__}, not one that a Recorder made.")
+        for slot in self._slots:
+            if slot.monitor.label in state:
+                slot.monitor.load_state_dict(state[slot.monitor.label])
+
+    def state_of(self, monitor: Measurable) -> dict[str, Any]:
+        """What a monitor has measured and where it stands, for its state."""
+        slot = self._slot_of(monitor)
+        foreign = [key for key in self.history if key not in self._owners]
+        return {
+            "history": self.history.of(slot.keys).state_dict(),
+            # What came from elsewhere is nobody's; the first monitor keeps it.
+            "metrics": self.history.of(foreign if slot is self._slots[0] else ()).state_dict(),
+            "measurements": slot.measurements,
+            "last_measured": slot.last_measured,
+            "seen": self._seen,
+            "seconds": slot.seconds,
+            "last_seconds": slot.last_seconds,
+            "elapsed": self._elapsed(),
+            "active": slot.active,
+        }
 
     def _restore(self, slot: _Slot, state: Mapping[str, Any]) -> None:
+        _check_state(slot.monitor.label, state)
         history = History.from_state_dict(state["history"])
         self.history.merge(history)
+        self.history.merge(History.from_state_dict(state["metrics"]))
         slot.keys = list(history)
         self._owners.update(dict.fromkeys(slot.keys, slot))
         slot.measurements, slot.last_measured, slot.seen = state["measurements"], state["last_measured"], state["seen"]
@@ -408,17 +453,27 @@ class Recorder:
         slot.active = slot.active and state["active"]
 
 
+def _floats(values: Mapping[str, float | Tensor]) -> dict[str, float]:
+    return {key: float(value) for key, value in values.items()}
+
+
+def _sampled(probe: Probe, split: Split) -> Drawn:
+    try:
+        return probe.sample(split)
+    except ValueError as error:
+        return error
+
+
 _STATE_TYPES: dict[str, type | tuple[type, ...]] = {
-    "history": Mapping, "measurements": int, "last_measured": int, "seen": int, "seconds": (int, float),
+    "history": Mapping, "metrics": Mapping, "measurements": int, "last_measured": int, "seen": int, "seconds": (int, float),
     "last_seconds": (int, float), "elapsed": (int, float), "active": bool,
 }  # fmt: skip
 
 
 def _check_state(label: str, state: Any) -> None:
-    """Refuse what :meth:`Recorder.state_dict` cannot have made."""
+    """Refuse what :meth:`Recorder.state_of` cannot have made."""
     if not isinstance(state, Mapping):
         raise ValueError(f"The state of {label} is a {type(state).__name__}, not one that a Recorder made.")
     wrong = [key for key, kind in _STATE_TYPES.items() if not isinstance(state.get(key), kind)]
     if wrong:
         raise ValueError(f"The state of {label} is not one that a Recorder made: {wrong} are missing or of another type.")
-    History.from_state_dict(state["history"])

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 
 from grok_callbacks._distributed import Ranks
 from grok_callbacks._isolation import observing
@@ -20,7 +21,10 @@ from grok_callbacks.functional.spectral import flatten_matrix, singular_values
 from grok_callbacks.probe import Batch, Probe, Split
 from grok_callbacks.selection import clean_name, select
 
-__all__ = ["ModelView", "Run", "Snapshot"]
+__all__ = ["Drawn", "ModelView", "Run", "Snapshot"]
+
+#: Samples, the error of drawing them, or ``None`` where there are no data.
+Drawn = Batch | ValueError | None
 
 # Modules whose output is a hidden activation. Softmax and its kin normalise; they are not hidden units.
 _ACTIVATION_MODULES = (
@@ -38,6 +42,8 @@ _CARRYING_FUNCTIONS = frozenset(
 )  # fmt: skip
 _AFFINE_MODULES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Bilinear)
 _INPUT = ":input"
+# Samples on which a model is tried out before the first measurement.
+_TRIAL_SIZE = 2
 
 
 @dataclass(frozen=True)
@@ -57,16 +63,16 @@ class ModelView:
     Args:
         model: Any module; never changed.
         probe: Says how the model is called.
-        samples: The probe's samples by split, on the CPU.
+        samples: The probe's samples by split, on the CPU, or why they can't be had; monitors that need none don't mind.
         ranks: The process group.
     """
 
     def __init__(
-        self, model: nn.Module, probe: Probe, samples: Mapping[Split, Batch | None] | None = None, ranks: Ranks | None = None
+        self, model: nn.Module, probe: Probe, samples: Mapping[Split, Drawn] | None = None, ranks: Ranks | None = None
     ) -> None:
         self.model = model
         self.probe = probe
-        self.samples: dict[Split, Batch | None] = dict(samples or {})
+        self.samples: dict[Split, Drawn] = dict(samples or {})
         self.ranks = ranks or Ranks()
         self.asked_for_samples = False
         self._requests: dict[Split, list[str]] = {"train": [], "validation": []}
@@ -126,16 +132,28 @@ class ModelView:
         """The probe's samples.
 
         Raises:
-            ValueError: If there are none.
+            ValueError: If there are none, or they can't be read.
         """
         self.asked_for_samples = True
         samples = self.samples.get(split)
+        if isinstance(samples, ValueError):
+            raise ValueError(str(samples)) from samples
         if samples is None:
             raise ValueError(
                 f"There are no {split} samples to look at. "
                 f"Set `{split}` of the Probe, or give the Trainer {'training' if split == 'train' else 'validation'} data."
             )
         return samples
+
+    def require_logits(self, split: Split = "train") -> None:
+        """Make sure that the model can be called on the probe's samples and that its outputs fit their targets.
+
+        Raises:
+            ValueError: If not; the message names the argument of the Probe to set.
+        """
+        samples = self.require_samples(split).first(_TRIAL_SIZE).to(self.device, _floating_dtype(self.model))
+        with observing(self.model):
+            self.probe.align(_tried(self, samples.inputs), samples.targets)
 
     @property
     def _trace(self) -> _Trace:
@@ -196,7 +214,7 @@ class Snapshot:
 
     def has(self, split: Split) -> bool:
         """Whether there are samples of this split."""
-        return self.view.samples.get(split) is not None
+        return isinstance(self.view.samples.get(split), Batch)
 
     def batch(self, split: Split = "train") -> Batch:
         """The probe's samples on the model's device, floating inputs in the model's precision."""
@@ -254,7 +272,8 @@ class Snapshot:
             The logits as returned by the model, and the captured tensors.
         """
         view = self.view
-        inputs = self.batch(split).inputs if inputs is None else inputs
+        # A copy, or a model that writes into its inputs would spoil the probe.
+        inputs = tree_map(_copy, self.batch(split).inputs) if inputs is None else inputs
         captured: dict[str, Tensor] = {}
         with observing(view.model, grad=grad), _hooked(view.model, replace or {}, capture, captured):
             logits = _call(view, inputs, weights)
@@ -317,6 +336,10 @@ def _call(view: ModelView, inputs: Any, weights: Mapping[str, Tensor] | None) ->
         raise ValueError(f"`weights`: the model has no parameters {unknown}.")
     substitutes = {f"model.{raw_names[name]}": weight for name, weight in weights.items()}
     return functional_call(_Caller(view), substitutes, (inputs,))  # type: ignore[no-any-return]
+
+
+def _copy(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 def _floating_dtype(model: nn.Module) -> torch.dtype | None:
@@ -410,8 +433,9 @@ class _FunctionalActivations(TorchFunctionMode):
 
 def _trace(view: ModelView) -> _Trace:
     """Call the model once on a few samples and write down which tensors pass where."""
-    samples = view.require_samples("train").first(2).to(view.device, _floating_dtype(view.model))
-    modules = [(clean_name(name), module) for name, module in view.model.named_modules() if name]
+    samples = view.require_samples("train").first(_TRIAL_SIZE).to(view.device, _floating_dtype(view.model))
+    # A wrapper and what it wraps have one name; the inner one comes later and stays.
+    modules = {clean: module for name, module in view.model.named_modules() if (clean := clean_name(name))}
     events: list[tuple[str, str, int, bool]] = []  # what, module, call, whether it is a hidden activation
     functions = _FunctionalActivations()
 
@@ -436,17 +460,22 @@ def _trace(view: ModelView) -> _Trace:
         stack.callback(module.register_forward_hook(after).remove)
 
     with ExitStack() as stack:
-        for name, module in modules:
+        for name, module in modules.items():
             hook(name, module, stack)
-        try:
-            with observing(view.model), functions:
-                view.probe.call(view.model, samples.inputs)
-        except Exception as error:
-            raise ValueError(
-                f"The model could not be called on the probe's inputs: {type(error).__name__}: {error}. "
-                "Set `forward` (model, inputs) -> logits or `unpack` (batch) -> (inputs, targets) of the Probe."
-            ) from error
-    return _sites_of(events, dict(modules))
+        with observing(view.model), functions:
+            _tried(view, samples.inputs)
+    return _sites_of(events, modules)
+
+
+def _tried(view: ModelView, inputs: Any) -> Tensor:
+    """The model's logits; if it fails, the user needs to hear what to set."""
+    try:
+        return view.probe.call(view.model, inputs)
+    except Exception as error:
+        raise ValueError(
+            f"The model could not be called on the probe's inputs: {type(error).__name__}: {error}. "
+            "Set `forward` (model, inputs) -> logits or `unpack` (batch) -> (inputs, targets) of the Probe."
+        ) from error
 
 
 def _sites_of(events: Sequence[tuple[str, str, int, bool]], modules: Mapping[str, nn.Module]) -> _Trace:

@@ -16,7 +16,8 @@ def _tensorboard(logger: Any) -> Any:
     if "TensorBoard" not in type(logger).__name__:
         return None
     experiment = logger.experiment
-    return experiment if hasattr(experiment, "add_custom_scalars") else None
+    # Of the class: on other ranks Lightning gives an object that has every attribute.
+    return experiment if hasattr(type(experiment), "add_custom_scalars") else None
 
 
 def holds_figures(logger: Any) -> bool:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_flatten
 
 from grok_callbacks._compat import Callback, MisconfigurationException
 from grok_callbacks._distributed import Ranks
@@ -18,6 +18,7 @@ from grok_callbacks.callbacks import _loggers
 from grok_callbacks.probe import SPLITS, Batch, Probe, Split
 from grok_callbacks.recorder import Recorder
 from grok_callbacks.schedule import LogSpaced
+from grok_callbacks.snapshot import Drawn
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -36,7 +37,7 @@ _FREQUENT_HOOKS = (
 
 
 class Session:
-    """One fit of a Trainer with monitors. The first monitor's hooks drive it; the other monitors' hooks rest.
+    """One fit of a Trainer with monitors. Lightning's hooks reach it through the first monitor; the others' hooks rest.
 
     Args:
         trainer: The Trainer.
@@ -48,15 +49,30 @@ class Session:
         self.monitors = list(monitors)
         self.leader = self.monitors[0]
         self.recorder: Recorder | None = None
-        self._collected: dict[Split, list[Any]] = {"train": [], "validation": []}
-        self._pending: dict[Split, list[Probe]] = {"train": [], "validation": []}
-        self._drawn: dict[Probe, dict[Split, Batch | None]] = {}
-        #: Splits whose data can only be iterated, so that their samples go into checkpoints.
-        self.iterated: set[Split] = set()
+        self._drawn: dict[Probe, dict[Split, Drawn]] = {}
+        self._gathering: dict[Split, list[_Gathering]] = {"train": [], "validation": []}
+        self._taken_in: dict[str, Tensor] = {}
         self._figure_schedule = LogSpaced(2)
         self._next_figure_step: int | None = 0
         self._broken_loggers: set[int] = set()
         self._layout_keys: set[str] = set()
+        for monitor in self.monitors:
+            monitor.join(self, hooks=self._hooks_for(monitor))
+
+    def _hooks_for(self, monitor: Monitor) -> dict[str, Callable[..., Any] | None]:
+        """What stands in for a monitor's hooks while the session lasts; a subclass's own are called as well."""
+        hooks: dict[str, Callable[..., Any] | None] = {
+            hook: None for hook in _FREQUENT_HOOKS if getattr(type(monitor), hook) is getattr(Callback, hook)
+        }
+        if monitor is self.leader:
+            hooks |= {hook: partial(self._act, hook, action) for hook, action in _ACTIONS.items()}
+        return hooks
+
+    def _act(self, hook: str, action: Callable[..., None], trainer: Trainer, module: Any, *args: Any, **kwargs: Any) -> None:
+        action(self, *args, **kwargs)
+        own = getattr(type(self.leader), hook)
+        if own is not getattr(Callback, hook):
+            own(self.leader, trainer, module, *args, **kwargs)
 
     # Lightning's hooks, in the order of a run.
 
@@ -64,27 +80,27 @@ class Session:
         """Make the Recorder, give it samples, and measure the model as it is before training."""
         for monitor in self.monitors:
             monitor.prepare_to_go_on(resuming=self.trainer.global_step > 0)
-        self._rest_idle_hooks()
-        with _misconfiguration():
-            recorder = self.recorder = Recorder(self.trainer.lightning_module, self.monitors)
-            restored = {monitor.label: monitor.restored_recorder_state() for monitor in self.monitors}
-            recorder.load_state_dict({label: state for label, state in restored.items() if state is not None})
-            self._drawn = {probe: self._draw(number, probe) for number, probe in enumerate(recorder.probes)}
+        self.recorder = Recorder(self.trainer.lightning_module, self.monitors)
+        self._drawn = {probe: self._draw(number, probe) for number, probe in enumerate(self.recorder.probes)}
         if self.trainer.global_step > 0:
             _loggers.mark_resumed(self.trainer.loggers, self.trainer.global_step)
-        if not self._pending["train"]:
+        if not self._gathering["train"]:
             self._bind()
 
-    def collect(self, split: Split, batch: Any) -> None:
-        """Keep a batch of data that can only be iterated, until the probes are full."""
-        if self.recorder is None and split == "validation":
-            # A sanity check: what is pending is not known yet.
-            self._collected[split] = [tree_map(_copy, batch)]
-        elif self._pending[split] and self.recorder is not None:
-            self._collected[split].append(tree_map(_copy, batch))
-            if split == "train":
-                with _misconfiguration():
-                    self._settle_train()
+    def epoch_start(self) -> None:
+        """Take in what the module logged in its own hook at the end of the last epoch, which comes after ours."""
+        self._take_in_metrics()
+
+    def train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Keep a copy of training data that can only be iterated, until the probes are full; bind with the first batch."""
+        if self._gathering["train"]:
+            for gathering in self._gathering["train"]:
+                gathering.take(batch)
+            self._settle_train()
+
+    def train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Measure what is due after an optimiser step."""
+        self.step()
 
     def step(self) -> None:
         """Measure what is due after an optimiser step."""
@@ -95,130 +111,150 @@ class Session:
 
     def epoch_end(self) -> None:
         """Measure what is due at the end of a training epoch, and take in the module's own metrics."""
-        if self._pending["train"]:
+        if self._gathering["train"]:
+            # No more will come: the data are fewer than the probe would hold.
             self._settle_train(last=True)
         self._record_event("epoch")
         self._take_in_metrics()
 
+    def validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Keep a copy of validation data that can only be iterated, until the probes are full."""
+        if dataloader_idx == 0 and not self.trainer.sanity_checking:
+            for gathering in self._gathering["validation"]:
+                gathering.take(batch)
+
     def validation_epoch_end(self) -> None:
         """Measure what is due at a validation's end, before early stopping looks."""
-        if self.recorder is None or self.trainer.sanity_checking:
-            return
-        if self._pending["validation"]:
+        if not self.trainer.sanity_checking:
             self._settle_validation()
-        self._record_event("validation")
+            self._record_event("validation")
 
     def validation_end(self) -> None:
         """Take in the module's own metrics, which are complete only now."""
-        if self.recorder is not None and not self.trainer.sanity_checking:
+        if not self.trainer.sanity_checking:
             self._take_in_metrics()
 
-    def flush(self) -> None:
-        """Have everything that was logged on disk."""
+    def flush(self, checkpoint: Any = None) -> None:
+        """Have everything that was logged on disk: what a checkpoint knows, the event files hold."""
         for logger in self._working_loggers():
             self._try(logger, lambda logger=logger: _loggers.flush(logger))
 
     def end(self) -> None:
-        """Log the last figures."""
+        """Take in the last metrics, log the last figures and flush."""
+        self._take_in_metrics()
         if self.recorder is not None and self.recorder.history:
             self._publish_figures(self.trainer.global_step)
         self.flush()
 
+    def fail(self, exception: BaseException) -> None:
+        """Flush the loggers of a run that ends early; Lightning calls no teardown then."""
+        self.flush()
+        self.leave()
+
     def leave(self) -> None:
-        """Undo what :meth:`start` did to the monitors."""
+        """Give the monitors their hooks back."""
         for monitor in self.monitors:
-            for hook in _FREQUENT_HOOKS:
-                monitor.__dict__.pop(hook, None)
-            monitor.session = None
+            monitor.leave()
 
     # Samples.
 
-    def _draw(self, number: int, probe: Probe) -> dict[Split, Batch | None]:
+    def _draw(self, number: int, probe: Probe) -> dict[Split, Drawn]:
         """A probe's samples, and a note of what can only be had from batches that pass by."""
-        samples: dict[Split, Batch | None] = {}
+        samples: dict[Split, Drawn] = {}
         for split in SPLITS:
             saved = self.leader.saved_samples(number, split)
+            samples[split] = saved.batch if saved is not None else self._sample(probe, split)
             if saved is not None:
-                self.iterated.add(split)
-            samples[split] = saved if saved is not None else self._sample(probe, split)
+                self.leader.iterated.add((number, split))
             can_come = split == "train" or self.trainer.enable_validation
-            if samples[split] is None and getattr(probe, split) is None and can_come:
-                self._pending[split].append(probe)
+            if (samples[split] is None and getattr(probe, split) is None and can_come) or (saved and not saved.is_complete):
+                self._gathering[split].append(_Gathering(probe, number, samples[split]))
         return samples
 
-    def _sample(self, probe: Probe, split: Split) -> Batch | None:
-        loaders = self.trainer.train_dataloader if split == "train" else self.trainer.val_dataloaders
+    def _sample(self, probe: Probe, split: Split) -> Drawn:
+        loaders = _loaders(self.trainer, split)
 
         def sample() -> Batch | None:
             if getattr(probe, split) is not None or loaders is None:
                 return probe.sample(split)
-            with isolated_rng(), torch.inference_mode(False), torch.no_grad():
-                batches = _draw_structure(probe, loaders if split == "train" else _first_loader(loaders))
-                return None if batches is None else probe.join([self._transfer(batch) for batch in batches])
+            batches = _draw_structure(probe, loaders)
+            return None if batches is None else probe.join([self._transfer(batch) for batch in batches])
 
         return self._from_first(sample)
 
     def _transfer(self, batch: Any) -> Any:
         """What the Trainer does to a batch before the module sees it, the user's transfer hooks included."""
-        batch = self.trainer.precision_plugin.convert_input(batch)
-        return self.trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+        with isolated_rng(seed=0), torch.inference_mode(False), torch.no_grad():
+            batch = self.trainer.precision_plugin.convert_input(batch)
+            return self.trainer.strategy.batch_to_device(batch, dataloader_idx=0)
 
-    def _from_first(self, draw: Callable[[], Batch | None]) -> Batch | None:
-        """Rank 0's result on all ranks, or its error."""
+    def _from_first(self, draw: Callable[[], Drawn]) -> Drawn:
+        """Rank 0's samples on all ranks, or its error: an exception on one rank would leave the others waiting."""
         ranks = Ranks(self.trainer.strategy.root_device)
-        result: Batch | ValueError | None = None
+        result: Drawn = None
         if ranks.rank == 0:
             try:
                 result = draw()
             except ValueError as error:
                 result = error
-        result = ranks.from_first(result)
-        if isinstance(result, ValueError):
-            raise result
-        return result
+            except Exception as error:
+                result = ValueError(f"Samples for the probe could not be had: {type(error).__name__}: {error}.")
+                result.__cause__ = error
+        return ranks.from_first(result)
 
     def _settle_train(self, *, last: bool = False) -> None:
         """Give the probes the training batches that have passed, and bind with the first."""
-        recorder, batches = self.recorder, self._collected["train"]
-        assert recorder is not None
-        self.iterated.add("train")
-        growing: list[Probe] = []
-        for probe in self._pending["train"]:
-            samples = self._from_first(lambda probe=probe: probe.join(batches))  # type: ignore[misc]
-            assert samples is not None
-            self._drawn[probe]["train"] = samples
-            if len(samples) < probe.size and not last:
-                growing.append(probe)
-        if recorder.is_bound:
-            for probe in self._pending["train"]:
-                recorder.set_samples(probe, "train", self._drawn[probe]["train"], growing=probe in growing)
-        else:
-            self._bind(growing)
-        self._pending["train"] = growing
-        if not growing:
-            self._collected["train"] = []
+        assert self.recorder is not None
+        going_on: list[_Gathering] = []
+        for gathering in self._gathering["train"]:
+            samples = self._from_first(lambda gathering=gathering: gathering.samples)  # type: ignore[misc]
+            complete = last or self.recorder.from_first(gathering.is_complete)
+            self.leader.iterated.add((gathering.number, "train"))
+            self._set_samples(gathering.probe, "train", samples, growing=not complete)
+            if not complete:
+                going_on.append(gathering)
+        self._gathering["train"] = going_on
+        if not self.recorder.is_bound:
+            self._bind([gathering.probe for gathering in going_on])
 
     def _settle_validation(self) -> None:
         """Give the probes their validation samples, now that a validation has run."""
-        recorder, batches = self.recorder, self._collected["validation"]
-        assert recorder is not None
-        for probe in self._pending["validation"]:
-            samples = self._sample(probe, "validation")
+        for gathering in self._gathering["validation"]:
+            # Lightning may have made the loader only after the start.
+            samples = self._sample(gathering.probe, "validation")
             if samples is None:
-                samples = self._from_first(lambda probe=probe: probe.join(batches) if batches else None)  # type: ignore[misc]
-                self.iterated.add("validation")
-            recorder.set_samples(probe, "validation", samples)
-        self._pending["validation"] = []
-        self._collected["validation"] = []
+                samples = self._from_first(lambda gathering=gathering: gathering.samples)  # type: ignore[misc]
+                self.leader.iterated.add((gathering.number, "validation"))
+            self._set_samples(gathering.probe, "validation", samples)
+        self._gathering["validation"] = []
+
+    def _set_samples(self, probe: Probe, split: Split, samples: Drawn, *, growing: bool = False) -> None:
+        assert self.recorder is not None
+        self._drawn[probe][split] = samples
+        if self.recorder.is_bound:
+            self.recorder.set_samples(probe, split, samples, growing=growing)
 
     # Measuring and publishing.
 
     def _bind(self, growing: Sequence[Probe] = ()) -> None:
         assert self.recorder is not None
-        with _misconfiguration():
+        try:
             self.recorder.bind(self._drawn, start=self.trainer.global_step, growing=growing)
+            self._go_on_publishing()
             # Binding may fall before the first step, or before the first one of a resumed run, which was measured already.
             self.step()
+        except MisconfigurationException:
+            raise
+        except ValueError as error:
+            raise MisconfigurationException(str(error)) from error
+
+    def _go_on_publishing(self) -> None:
+        """In a resumed run: early stopping asks for keys that are not due yet, and figures have been drawn already."""
+        assert self.recorder is not None
+        self._put_in_callback_metrics(self.recorder.latest)
+        steps = [self.recorder.history[key].steps[-1] for key in self.recorder.latest]
+        if steps:
+            self._next_figure_step = self._figure_schedule.next_step(max(steps))
 
     def _record_event(self, event: Any) -> None:
         assert self.recorder is not None
@@ -229,19 +265,29 @@ class Session:
 
     def _take_in_metrics(self) -> None:
         """Put into the history what the module has logged and a monitor wants to read: rank 0's values on all ranks."""
-        recorder, available = self.recorder, self.trainer.callback_metrics
+        recorder = self.recorder
         if recorder is None or not recorder.is_bound:
             return
+        available = self.trainer.callback_metrics
         wanted = {name for monitor in self.monitors for name in monitor.logged_metrics_wanted(available)}
-        metrics = recorder.from_first({name: float(available[name]) for name in sorted(wanted)})
+        fresh = {name: float(available[name]) for name in sorted(wanted) if self._is_fresh(name, available[name])}
+        metrics = recorder.from_first(fresh)
         if metrics:
             values = recorder.record(self.trainer.global_step, metrics=metrics)
             if values:
                 self._publish(values)
 
+    def _is_fresh(self, name: str, value: Tensor) -> bool:
+        """Whether a metric was logged since the last look; until then Lightning shows the old one, in the same memory."""
+        last = self._taken_in.get(name)
+        if last is not None and last.data_ptr() == value.data_ptr():
+            return False
+        self._taken_in[name] = value
+        return True
+
     def _publish(self, values: Mapping[str, float]) -> None:
         step = self.trainer.global_step
-        self.trainer.callback_metrics.update({key: torch.tensor(value, dtype=torch.float64) for key, value in values.items()})
+        self._put_in_callback_metrics(values)
         for logger in self._working_loggers():
             self._try(logger, lambda logger=logger: logger.log_metrics(dict(values), step=step))
         new_keys = values.keys() - self._layout_keys
@@ -251,6 +297,10 @@ class Session:
         if self._next_figure_step is not None and step >= self._next_figure_step:
             self._next_figure_step = self._figure_schedule.next_step(step)
             self._publish_figures(step)
+
+    def _put_in_callback_metrics(self, values: Mapping[str, float]) -> None:
+        tensors = {key: torch.tensor(value, dtype=torch.float64) for key, value in values.items()}
+        self.trainer.callback_metrics.update(tensors)
 
     def _publish_layout(self) -> None:
         assert self.recorder is not None
@@ -286,41 +336,66 @@ class Session:
                 stacklevel=2,
             )
 
-    def _rest_idle_hooks(self) -> None:
-        """Shadow the frequent hooks that do nothing in this run, so that Lightning skips them."""
-        from grok_callbacks.callbacks.monitor import Monitor
 
-        for monitor in self.monitors:
-            for hook in _FREQUENT_HOOKS:
-                implementation = getattr(type(monitor), hook)
-                is_ours = implementation in (getattr(Monitor, hook), getattr(Callback, hook))
-                if is_ours and (monitor is not self.leader or implementation is getattr(Callback, hook)):
-                    monitor.__dict__[hook] = None
-
-
-@contextmanager
-def _misconfiguration() -> Iterator[None]:
-    try:
-        yield
-    except MisconfigurationException:
-        raise
-    except ValueError as error:
-        raise MisconfigurationException(str(error)) from error
+#: What the leader's hooks do for all monitors.
+_ACTIONS: dict[str, Callable[..., None]] = {
+    "on_train_start": Session.start,
+    "on_train_epoch_start": Session.epoch_start,
+    "on_train_batch_start": Session.train_batch_start,
+    "on_train_batch_end": Session.train_batch_end,
+    "on_train_epoch_end": Session.epoch_end,
+    "on_validation_batch_start": Session.validation_batch_start,
+    "on_validation_epoch_end": Session.validation_epoch_end,
+    "on_validation_end": Session.validation_end,
+    "on_save_checkpoint": Session.flush,
+    "on_train_end": Session.end,
+    "on_exception": Session.fail,
+}
 
 
-def _copy(value: Any) -> Any:
-    return value.detach().cpu().clone() if isinstance(value, Tensor) else value
+class _Gathering:
+    """Samples of one probe, taken from batches as they pass by.
+
+    Args:
+        probe: Whose samples.
+        number: Its place among the probes.
+        samples: What an interrupted run had gathered.
+    """
+
+    def __init__(self, probe: Probe, number: int, samples: Drawn = None) -> None:
+        self.probe = probe
+        self.number = number
+        self.samples = samples
+        self.is_complete = False
+
+    def take(self, batch: Any) -> None:
+        """Copy a batch's samples, unless there are enough."""
+        if self.is_complete:
+            return
+        before = self.samples if isinstance(self.samples, Batch) else None
+        try:
+            self.samples = self.probe.join([batch], before)
+            self.is_complete = len(self.samples) == self.probe.size
+        except ValueError as error:
+            self.is_complete = True
+            if before is None:
+                self.samples = error
+            else:
+                warnings.warn(f"The probe holds {len(before)} samples and takes no more: {error}", stacklevel=2)
 
 
-def _first_loader(loaders: Any) -> Any:
-    """The first of several validation loaders, which Lightning runs one after the other."""
-    if isinstance(loaders, Mapping):
-        return next(iter(loaders.values()))
-    return loaders[0] if isinstance(loaders, (list, tuple)) else loaders
+def _loaders(trainer: Trainer, split: Split) -> Any:
+    """A loader, or several in the structure of the batches that they make together; ``None`` if there is none."""
+    loop: Any = trainer.fit_loop if split == "train" else trainer.fit_loop.epoch_loop.val_loop
+    combined = loop._combined_loader
+    if combined is None:
+        return None
+    # One after the other: the first stands for all.
+    return next(iter(combined.flattened), None) if combined._mode == "sequential" else combined.iterables
 
 
 def _draw_structure(probe: Probe, loaders: Any) -> list[Any] | None:
-    """Raw batches from a loader, or one batch in the structure of several training loaders."""
+    """Raw batches from a loader, or one batch in the structure of several loaders."""
     if isinstance(loaders, Mapping):
         drawn = {key: _draw_structure(probe, loader) for key, loader in loaders.items()}
         return None if None in drawn.values() else [{key: batches[0] for key, batches in drawn.items() if batches}]

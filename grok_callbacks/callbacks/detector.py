@@ -103,22 +103,38 @@ class GrokkingDetector(Monitor):
         except ValueError as error:
             raise MisconfigurationException(str(error)) from error
         self.stop_after_generalization = stop_after_generalization
+        self._measured: list[Split] = []
         self._fed: dict[str, int] = {"train": -1, "validation": -1}
-        self._sources: dict[str, str] = {}
-        self._warned_source = False
+        # Whether what the module logs can be accuracies; percentages cannot be told from them at first.
+        self._logs_shares = True
 
     def bind(self, view: ModelView) -> None:
         """Check that there is something to judge the run by."""
-        if self.metric_names["train"] is None:
-            view.require_samples("train")
-        self._fed = {"train": -1, "validation": -1}
-        self._sources = {}
+        self._measured = [split for split in SPLITS if self._can_measure(split, view)]
+        self._logs_shares = True
+        self.tracker.thresholds = replace(self.tracker.thresholds, chance=self._chance or 0.0)
+        self._start_over()
+
+    def _can_measure(self, split: Split, view: ModelView) -> bool:
+        is_named = self.metric_names[split] is not None
+        if view.samples.get(split) is None and (is_named or split == "validation"):
+            return True  # There may be some later.
+        try:
+            view.require_logits(split)
+        except ValueError as error:
+            if is_named:
+                return False
+            raise ValueError(f"{error} Or name the metric that the module logs: `{split}_metric`.") from error
+        return True
+
+    def _start_over(self) -> None:
         self.tracker = OnsetTracker(self.tracker.thresholds)
+        self._fed = {"train": -1, "validation": -1}
 
     def measure(self, snapshot: Snapshot) -> Mapping[str, float | Tensor]:
         """Accuracy and loss on the probe, for the splits that have labelled samples."""
         values: dict[str, float | Tensor] = {}
-        for split in SPLITS:
+        for split in self._measured:
             if not snapshot.has(split) or snapshot.targets(split) is None:
                 continue
             values[f"loss/{split}"] = snapshot.loss(split)
@@ -149,6 +165,7 @@ class GrokkingDetector(Monitor):
     def analyse(self, history: History, step: int) -> Mapping[str, float | Tensor]:
         """Feed the tracker what is new, and report the events that it establishes."""
         events: list[str] = []
+        self._check_shares(history)
         for split in SPLITS:
             events += self._feed(split, history)
         for event in events:
@@ -163,27 +180,31 @@ class GrokkingDetector(Monitor):
             return []
         update = self.tracker.update_train if split == "train" else self.tracker.update_validation
         events: list[str] = []
-        points = history[source]
-        for point_step, value in zip(points.steps, points.values, strict=True):
-            if point_step > self._fed[split]:
-                self._fed[split] = point_step
-                events += update(point_step, value)
+        for point_step, value in history[source].after(self._fed[split]):
+            self._fed[split] = point_step
+            events += update(point_step, value)
         return events
+
+    def _check_shares(self, history: History) -> None:
+        """Judge by accuracies of our own, from the start, as soon as what was found turns out to be something else."""
+        for split in SPLITS:
+            found = self._find(split, history)
+            if found is None or self.metric_names[split] is not None or not self._logs_shares:
+                continue
+            if not all(is_share(value) for _, value in history[found].after(self._fed[split])):
+                self._logs_shares = False
+                self._start_over()
+                warnings.warn(
+                    f"{found!r} is no share between 0 and 1; {self.label} goes by the accuracy that it measures.", stacklevel=2
+                )
 
     def _source(self, split: Split, history: History) -> str | None:
         """The key of the series to judge by: what the module logs, otherwise what was measured on the probe."""
         found = self._find(split, history)
-        if found is not None and self.metric_names[split] is None and not is_share(history[found].values[-1]):
-            if not self._warned_source:
-                self._warned_source = True
-                warnings.warn(
-                    f"{found!r} is no share between 0 and 1; {self.label} measures the accuracy itself.", stacklevel=2
-                )
-            found = None
+        if self.metric_names[split] is not None or (found is not None and self._logs_shares):
+            return found
         own = f"{self.prefix}/accuracy/{split}"
-        if found is None and self.metric_names[split] is None and own in history:
-            return own
-        return found
+        return own if own in history else None
 
     def _steps(self) -> dict[str, float]:
         tracker = self.tracker
@@ -235,12 +256,13 @@ class GrokkingDetector(Monitor):
 
     def own_state(self) -> dict[str, Any]:
         """The tracker and how far the series were read."""
-        return {"tracker": self.tracker.state_dict(), "fed": dict(self._fed)}
+        return {"tracker": self.tracker.state_dict(), "fed": dict(self._fed), "logs_shares": self._logs_shares}
 
     def load_own_state(self, state: Mapping[str, Any]) -> None:
         """Go on where the saved run was; its thresholds hold."""
         self.tracker.load_state_dict(state["tracker"])
         self._fed = dict(state["fed"])
+        self._logs_shares = state["logs_shares"]
 
 
 _REASONS: dict[Outcome, str] = {

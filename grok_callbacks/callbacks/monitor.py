@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
@@ -109,7 +109,10 @@ class Monitor(Callback):
         self.optional = False
         self.metric = MetricCollection({}, compute_groups=False)
         self.session: Session | None = None
+        #: Number of the probe and split of samples that could only be iterated; of the first monitor, for all.
+        self.iterated: set[tuple[int, Split]] = set()
         self._recorder: Recorder | None = None
+        self._stand_ins: tuple[str, ...] = ()
         self._restored: dict[str, Any] | None = None
         self._label = type(self).__qualname__
         if self._settings:
@@ -140,6 +143,8 @@ class Monitor(Callback):
 
     def analyse(self, history: History, step: int) -> Mapping[str, float | Tensor]:
         """Conclude something from all that has been measured up to ``step``, after every monitor has measured.
+
+        The history is the same on all ranks, so no rank needs to ask another.
 
         Args:
             history: Every series so far.
@@ -225,31 +230,34 @@ class Monitor(Callback):
         """Take up :meth:`own_state`."""
         del state
 
-    def _samples_to_save(self) -> list[dict[str, list[Any]]]:
-        """The samples of data that can only be iterated, which a resumed run could not draw again, by probe and split."""
-        session = self._led_session()
-        if session is None or self._recorder is None or not self._recorder.is_bound:
-            return [] if self._restored is None else self._restored["samples"]
-        return [
-            {
-                split: [batch.inputs, batch.targets]
-                for split, batch in self._recorder.samples(probe).items()
-                if batch is not None and split in session.iterated and is_plain(batch)
-            }
-            for probe in self._recorder.probes
-        ]
+    def _samples_to_save(self) -> list[dict[str, Any]]:
+        """The samples of data that can only be iterated, which a resumed run could not draw again."""
+        if self._recorder is None:
+            return []
+        saved: list[dict[str, Any]] = []
+        for number, split in sorted(self.iterated):
+            probe = self._recorder.probes[number]
+            batch = self._recorder.samples(probe)[split]
+            if isinstance(batch, Batch) and is_plain(batch):
+                complete = not (split == "train" and self._recorder.is_growing(probe))
+                saved.append(
+                    {"probe": number, "split": split, "inputs": batch.inputs, "targets": batch.targets, "complete": complete}
+                )
+        return saved
 
-    def saved_samples(self, number: int, split: Split) -> Batch | None:
+    def saved_samples(self, number: int, split: Split) -> SavedSamples | None:
         """Samples of a state that was loaded and not yet taken up."""
-        saved = (self._restored or {}).get("samples") or []
-        batch = saved[number].get(split) if number < len(saved) else None
-        return None if batch is None else Batch(*batch)
+        for saved in (self._restored or {}).get("samples", ()):
+            if (saved["probe"], saved["split"]) == (number, split):
+                return SavedSamples(Batch(saved["inputs"], saved["targets"]), saved["complete"])
+        return None
 
     def prepare_to_go_on(self, *, resuming: bool) -> None:
         """Forget an earlier fit, or go on from it if the Trainer does."""
         if self._restored is None and self._recorder is not None and resuming:
             self._restored = self.state_dict()
         self._recorder = None
+        self.iterated = set()
 
     def logged_metrics_wanted(self, available: Mapping[str, Any]) -> Iterable[str]:
         """Which of the metrics that the user's module logs this monitor reads from the history."""
@@ -261,98 +269,56 @@ class Monitor(Callback):
         """All that the Recorder has measured so far, by every monitor of the run."""
         return History() if self._recorder is None else self._recorder.history
 
-    def attach(self, recorder: Recorder) -> None:
-        """Called by the Recorder once this monitor is bound."""
-        self._recorder = recorder
-        if self._restored is not None:
-            restore_metric(self.metric, self._restored["metric"])
-            self.load_own_state(self._restored["own"])
-            self._restored = None
-
-    def restored_recorder_state(self) -> Mapping[str, Any] | None:
-        """The Recorder's part of a state that was loaded and not yet taken up."""
-        return None if self._restored is None else self._restored["recorder"]
+    def attach(self, recorder: Recorder) -> Mapping[str, Any] | None:
+        """Called by the Recorder once this monitor is bound; gives it its part of a state that was loaded."""
+        restored, self._recorder, self._restored = self._restored, recorder, None
+        if restored is None:
+            return None
+        restore_metric(self.metric, restored["metric"])
+        self.load_own_state(restored["own"])
+        state: Mapping[str, Any] = restored["recorder"]
+        return state
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickles without the model that it watches; spawned processes bind it anew."""
-        state = self.__dict__.copy()
+        state = {name: value for name, value in self.__dict__.items() if name not in self._stand_ins}
         state["_restored"] = self.state_dict() or None
         state["_recorder"] = state["session"] = None
-        for hook in [name for name, value in state.items() if name.startswith("on_") and value is None]:
-            del state[hook]
+        state["_stand_ins"] = ()
         return state
 
-    # Hooks. The first monitor of a Trainer acts for all.
+    # One session drives all monitors of a Trainer.
 
-    def _led_session(self) -> Session | None:
-        return self.session if self.session is not None and self.session.leader is self else None
+    def join(self, session: Session, hooks: Mapping[str, Callable[..., Any] | None]) -> None:
+        """Let a session act in place of this monitor's hooks."""
+        self.leave()
+        self.session = session
+        self._stand_ins = tuple(hooks)
+        self.__dict__.update(hooks)
+
+    def leave(self) -> None:
+        """Be a callback of its own again."""
+        for hook in self._stand_ins:
+            del self.__dict__[hook]
+        self._stand_ins = ()
+        self.session = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Join the other monitors of this Trainer."""
+        """Start a session with the other monitors of this Trainer. A subclass that has a ``setup`` must call this one."""
         if stage == "fit" and (self.session is None or self.session.trainer is not trainer):
-            monitors = [callback for callback in trainer.callbacks if isinstance(callback, Monitor)]  # type: ignore[attr-defined]
-            session = Session(trainer, monitors)
-            for monitor in monitors:
-                monitor.session = session
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the probe, choose names, measure the model before training."""
-        if session := self._led_session():
-            session.start()
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Keep a copy of batches that can only be iterated."""
-        if session := self._led_session():
-            session.collect("train", batch)
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Measure what is due after an optimiser step."""
-        if session := self._led_session():
-            session.step()
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure what is due at epoch ends, and read the metrics that the user's module logged."""
-        if session := self._led_session():
-            session.epoch_end()
-
-    def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Keep a copy of batches that can only be iterated."""
-        if dataloader_idx == 0 and (session := self._led_session()):
-            session.collect("validation", batch)
-
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure what is due at validation ends."""
-        if session := self._led_session():
-            session.validation_epoch_end()
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Read the metrics that the user's module logged."""
-        if session := self._led_session():
-            session.validation_end()
-
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Flush the loggers: what a checkpoint knows, the event files hold."""
-        if session := self._led_session():
-            session.flush()
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the last figures and flush."""
-        if session := self._led_session():
-            session.end()
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Flush the loggers of a run that ends early."""
-        if session := self._led_session():
-            session.flush()
+            Session(trainer, [callback for callback in trainer.callbacks if isinstance(callback, Monitor)])  # type: ignore[attr-defined]
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave the Trainer."""
-        if stage == "fit" and (session := self._led_session()):
-            session.leave()
+        """End the session."""
+        if stage == "fit" and self.session is not None:
+            self.session.leave()
+
+
+class SavedSamples(NamedTuple):
+    """Samples of a checkpoint."""
+
+    batch: Batch
+    is_complete: bool
 
 
 def _describe(value: Any) -> str:
