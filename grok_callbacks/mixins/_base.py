@@ -11,9 +11,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from grok_callbacks._compat import MisconfigurationException
 from grok_callbacks.selection import clean_name, select
 
-__all__ = ["Mixin", "chosen_parameters", "finite", "whole"]
+__all__ = ["Mixin", "chosen_parameters", "explained", "finite", "no_autocast", "whole", "whole_number"]
 
 
 class Mixin:
@@ -96,6 +97,17 @@ class Mixin:
         if in_loop or getattr(module, "_fabric", None) is not None:
             # A step's value is not averaged, but a `training_step` that takes an iterator must give a batch size.
             module.log(f"grok/{name}", value.detach(), batch_size=1)  # type: ignore[operator]
+
+
+@contextmanager
+def explained(mixin: Mixin) -> Iterator[None]:
+    """Make a ``ValueError`` of the mixin's own one that names the mixin, of the class that both Lightnings know."""
+    try:
+        yield
+    except ValueError as error:
+        # What a probe would have as a setting, a mixin has itself.
+        message = str(error).replace(" of the Probe", "")
+        raise MisconfigurationException(f"{type(mixin).__name__}: {message}") from error
 
 
 def finite(name: str, value: float, *, minimum: float = -math.inf) -> float:

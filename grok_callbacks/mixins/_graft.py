@@ -18,15 +18,15 @@ import sys
 import uuid
 import weakref
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from grok_callbacks._compat import MisconfigurationException
-from grok_callbacks.mixins._base import Mixin
+from grok_callbacks.mixins._base import Mixin, explained
 
 __all__ = ["mixins_of", "with_mixins"]
 
@@ -300,19 +300,9 @@ def _check(module: Any) -> None:
                 f"{name} can't be used with {names[0]}, which flattens and shards the weights: take DDP, or "
                 "`ModelParallelStrategy` (FSDP2)."
             )
-        with _explained(mixin):
+        with explained(mixin):
             mixin.check(module)
     module.__dict__["_grok_checked"] = True
-
-
-@contextmanager
-def _explained(mixin: Mixin) -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        # What a probe would have as a setting, a mixin has itself.
-        message = str(error).replace(" of the Probe", "")
-        raise MisconfigurationException(f"{type(mixin).__name__}: {message}") from error
 
 
 class _Step:
@@ -339,7 +329,7 @@ class _Step:
             for mixin in self._mixins:
                 self._outer_stack.enter_context(mixin.around_forward(self._module))
             for mixin in self._mixins:
-                with _explained(mixin):
+                with explained(mixin):
                     batch = self._inner_stack.enter_context(mixin.around_step(self._module, batch))
             self._replace_batch(batch)
         except BaseException:
@@ -354,7 +344,7 @@ class _Step:
             if not self._mixins or error[0] is not None or loss is None:
                 return
             for mixin in self._mixins:
-                with _explained(mixin):
+                with explained(mixin):
                     penalty = mixin.step_penalty(self._module, self._batch)
                 if penalty is not None:
                     self._penalties[mixin] = penalty

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from grok_callbacks.mixins._base import Mixin, finite, whole_number
+from grok_callbacks.mixins._base import Mixin, explained, finite, whole_number
 from grok_callbacks.mixins._random import generator
 from grok_callbacks.probe import Probe
 from grok_callbacks.selection import clean_name, select
@@ -114,7 +114,8 @@ class InputNoiseMixin(Mixin):
             else:
                 yield _with_noise(batch, self.key, noise)
         if measured:
-            self._measure(module, logits)
+            with explained(self):
+                self._measure(module, logits)
 
     @contextmanager
     def around_backward(self, module: nn.Module) -> Iterator[None]:
