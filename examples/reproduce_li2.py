@@ -423,10 +423,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path(tempfile.gettempdir()) / "grok_callbacks_li2")
     parser.add_argument("--only", nargs="+", choices=GROUPS, default=list(GROUPS), help="groups of cells")
+    parser.add_argument("--report", type=Path, help="train nothing; write tables and figures of the cells there are here")
     parser.add_argument("--tiny", action="store_true", help="toy sizes")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if options.report:
+        from li2_report import report
+
+        report(options.output, options.report)
+        return
     run(options.output, options.only, options.tiny)
 
 
