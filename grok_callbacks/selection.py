@@ -36,7 +36,7 @@ def select(names: Iterable[str], patterns: str | Sequence[str], argument: str) -
         The chosen names.
 
     Raises:
-        ValueError: If a pattern matches nothing, or nothing is left; the message lists the names there are.
+        ValueError: If there is no pattern, one matches nothing, or nothing is left; the message lists the names there are.
 
     Example:
         >>> select(["mlp.0", "mlp.2", "head"], ["mlp.*", "!*.2"], "layers")
@@ -44,6 +44,8 @@ def select(names: Iterable[str], patterns: str | Sequence[str], argument: str) -
     """
     available = list(names)
     globs = [patterns] if isinstance(patterns, str) else list(patterns)
+    if not globs:
+        raise ValueError(f"`{argument}` holds no pattern. {_listing(available)}")
     for glob in globs:
         if not any(fnmatchcase(name, glob.removeprefix("!")) for name in available):
             raise ValueError(f"`{argument}`: {glob!r} matches nothing.{_suggestion(glob, available)} {_listing(available)}")

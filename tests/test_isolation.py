@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from grok_callbacks._isolation import isolated_rng, observing, untouched
+
+
+def draws():
+    """What the program's generators give next, without moving them."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    numbers = random.random(), np.random.rand(), torch.rand(1).item()
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    torch.set_rng_state(states[2])
+    return numbers
+
+
+def disturb():
+    random.random()
+    random.gauss(0, 1)  # Leaves half a pair behind.
+    np.random.randn(3)
+    torch.rand(5)
+    torch.manual_seed(3)
+
+
+class Sampler:
+    """Keeps generators of its own, some of them deep inside."""
+
+    def __init__(self):
+        self.torch = torch.Generator().manual_seed(1)
+        self.nested = {"numpy": [np.random.default_rng(1), np.random.RandomState(1)], "more": (object(),)}
+        self.nested["me"] = self  # A cycle.
+        self.python = random.Random(1)
+        self.system = random.SystemRandom()
+
+    def draw(self):
+        numpy, legacy = self.nested["numpy"]
+        self.system.random()
+        return torch.rand(1, generator=self.torch).item(), numpy.random(), legacy.rand(), self.python.random()
+
+
+def test_generators_get_their_states_back():
+    expected = draws()
+    with isolated_rng():
+        disturb()
+    assert draws() == expected
+
+
+def test_generators_get_their_states_back_after_an_error():
+    expected = draws()
+    with pytest.raises(ZeroDivisionError), isolated_rng():
+        disturb()
+        raise ZeroDivisionError
+    assert draws() == expected
+
+
+def test_generators_that_an_object_keeps_get_theirs_back():
+    first, second = Sampler(), Sampler()
+    with isolated_rng(first):
+        first.draw()
+    assert first.draw() == second.draw()
+
+
+def test_a_seed_makes_the_inside_independent_of_the_outside():
+    inside = []
+    for seed in (11, 12):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)
+        with isolated_rng(seed=5):
+            inside.append((random.random(), np.random.rand(), torch.rand(1).item()))
+    assert inside[0] == inside[1]
+
+
+@pytest.mark.parametrize("seed", [0, -3, 2**40, 2**70])
+def test_any_whole_number_is_a_seed(seed):
+    with isolated_rng(seed=seed):
+        pass
+
+
+class Meddler(nn.Module):
+    """A module whose forward does to it all that a forward can."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+        self.norm = nn.BatchNorm1d(2)
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("reassigned", torch.zeros(2))
+        self.register_buffer("cache", None)
+        self.register_buffer("broken", torch.tensor([float("nan"), 1.0]))
+        self.register_buffer("graph", torch.eye(2).to_sparse())
+        self.generator = torch.Generator().manual_seed(0)
+
+    def forward(self, x):
+        self.calls += 1
+        self.reassigned = self.reassigned + 1
+        self.cache = x.detach().clone()
+        self.register_buffer("new", torch.ones(1))
+        self.broken.mul_(2)
+        self.train()
+        return self.norm(self.linear(x)) + torch.rand(2) + torch.rand(2, generator=self.generator)
+
+
+def state_of(model):
+    return {
+        "buffers": {name: (id(b), None if b is None else b._version) for m in model.modules() for name, b in m._buffers.items()},
+        "values": [b.to_dense().nan_to_num(-1).tolist() for b in model.buffers()],
+        "modes": [module.training for module in model.modules()],
+        "gradients": [None if p.grad is None else (id(p.grad), p.grad.tolist()) for p in model.parameters()],
+        "generator": model.generator.get_state().tolist(),
+    }
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_observing_leaves_the_model_as_it_was(grad):
+    model = Meddler()
+    model.norm.eval()  # A module that was set apart.
+    before, expected = state_of(model), draws()
+    with observing(model, grad=grad):
+        assert not any(module.training for module in model.modules())
+        assert torch.is_grad_enabled() == grad
+        model(torch.randn(4, 3))
+    assert state_of(model) == before
+    assert draws() == expected
+
+
+def test_observing_leaves_the_model_as_it_was_after_an_error():
+    model = Meddler()
+    before, expected = state_of(model), draws()
+    with pytest.raises(RuntimeError), observing(model):
+        model(torch.randn(4, 3))
+        model(torch.randn(4, 99))
+    assert state_of(model) == before
+    assert draws() == expected
+
+
+def test_observing_works_within_inference_mode_and_autocast():
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16), observing(model, grad=True):
+        x = torch.randn(4, 3, requires_grad=True)
+        y = model(x)
+        assert y.dtype == torch.float32
+        (gradient,) = torch.autograd.grad(y.sum(), x)
+        assert not gradient.is_inference()
+
+
+def test_observing_a_model_with_inference_buffers():
+    model = nn.BatchNorm1d(2)
+    with torch.inference_mode():
+        model.running_mean = torch.zeros(2)
+    with observing(model):
+        model(torch.randn(4, 2))
+
+
+def test_untouched_gives_gradients_modes_and_generators_back():
+    model = Meddler()
+    model.linear.weight.grad = torch.full((2, 3), 5.0)
+    before, expected = state_of(model), draws()
+    weights = {name: p.detach().clone() for name, p in model.named_parameters()}
+    with torch.no_grad(), torch.inference_mode(), untouched(model, seed=1):
+        sum((p**2).sum() for p in model.parameters()).backward()
+        assert all(p.grad is not None for p in model.parameters())
+        model.eval()
+        disturb()
+    assert state_of(model) == before
+    assert draws() == expected
+    assert all(torch.equal(weights[name], p) for name, p in model.named_parameters())
+    assert all(p.requires_grad for p in model.parameters())
