@@ -18,6 +18,9 @@ from grok_callbacks.functional._common import entropy, to_double
 # Rows per column from which the fast routes are tried: below it they gain little where they work and cost most where
 # they don't.
 _TALL = 3
+# Multiplications of a Gram matrix below which the routes' fixed costs exceed what they save.
+_WORTH_A_GRAM = 8_000_000
+_WORTH_SPLITTING = 100_000_000
 # Smallest eigenvalue of a Gram matrix, relative to the largest, that is trusted. Rounding moves an eigenvalue by a few
 # eps of the largest, so that a singular value at this limit is off by some 1e-11 of the largest, larger ones by less.
 _RESOLVED = 1e-10
@@ -28,8 +31,8 @@ _RANK = 1e-12
 _REST = 1e-7
 # Norm of the coupling between the dominant directions and the rest that is neglected, relative to the whole.
 _COUPLING = 1e-11
-# Rows that the dominant directions are read from, at most: more cost more than they tell.
-_MAX_SAMPLE = 256
+# Columns per dimension of a rank worth splitting off: a higher one costs as much as it saves.
+_LOW_RANK = 8
 # Largest entry of matrices whose squares can neither overflow nor vanish.
 _SAFE_RANGE = (1e-100, 1e100)
 # Entries converted to double precision at a time.
@@ -89,13 +92,11 @@ def singular_values(matrix: Tensor) -> Tensor:
     tall = matrix.detach() if matrix.is_floating_point() else to_double(matrix)
     # LAPACK is slower on wide matrices, and below rows are never fewer than columns.
     tall = tall if tall.shape[0] >= tall.shape[1] else tall.T
-    lowest, highest = tall.aminmax()
-    largest = max(-float(lowest), float(highest))
-    if not math.isfinite(float(lowest) + float(highest)):
-        return to_double(tall.new_full((tall.shape[1],), torch.nan))
-    values = None
-    if tall.shape[0] >= _TALL * tall.shape[1] and _SAFE_RANGE[0] < largest < _SAFE_RANGE[1]:
-        values = _fast_singular_values(tall, largest)
+    # LAPACK complains of what is not finite on standard output.
+    largest = max(abs(bound) for bound in torch.stack(tall.aminmax()).tolist())
+    if not math.isfinite(largest):
+        return to_double(tall).new_full((tall.shape[1],), torch.nan)
+    values = _fast_singular_values(tall, largest)
     return torch.linalg.svdvals(to_double(tall)) if values is None else values
 
 
@@ -111,8 +112,8 @@ def spectrum_entropy(singular_values: Tensor) -> Tensor:
         ``(...)`` entropies between 0 and ``ln r``; NaN for a spectrum of zeros, which is no distribution.
 
     Example:
-        >>> spectrum_entropy(torch.tensor([2.0, 2.0, 2.0, 0.0])).exp()
-        tensor(3., dtype=torch.float64)
+        >>> spectrum_entropy(torch.tensor([2.0, 2.0, 0.0]))
+        tensor(0.6931, dtype=torch.float64)
     """
     values = to_double(singular_values)
     return entropy(values / values.sum(-1, keepdim=True))
@@ -143,8 +144,8 @@ def spectral_entropy(matrix: Tensor) -> Tensor:
         DeMoss et al., "The Complexity Dynamics of Grokking" (2024), arXiv 2412.09810.
 
     Example:
-        >>> spectral_entropy(torch.eye(8)).exp()
-        tensor(8., dtype=torch.float64)
+        >>> spectral_entropy(torch.eye(2))
+        tensor(0.6931, dtype=torch.float64)
     """
     return spectrum_entropy(singular_values(matrix))
 
@@ -175,40 +176,47 @@ def effective_rank(matrix: Tensor) -> Tensor:
 
 
 def _fast_singular_values(tall: Tensor, largest: float) -> Tensor | None:
-    """Singular values by a Gram matrix, of the whole or of what a low rank leaves; None where neither is accurate."""
-    directions = _dominant_directions(tall)
-    if directions is None:
-        return _by_gram(tall)
-    if directions.shape[1] > tall.shape[1] // 4:
-        return None
-    return _by_splitting(tall, directions, largest)
+    """Singular values by a Gram matrix, of the whole or of what a low rank leaves; None where neither is worth while.
 
-
-def _dominant_directions(tall: Tensor) -> Tensor | None:
-    """Orthonormal basis ``(n, r)`` of the row space if a sample of the rows has a low rank, else None.
-
-    The sample is an eighth of the rows at most. It only decides which route to try, which is cheaper than to try in
-    vain: an unusual sample costs time, not accuracy.
+    A sample of the rows tells which route to try, for a few percent of the whole: to try in vain costs more. An unusual
+    sample costs time, not accuracy.
     """
     rows, columns = tall.shape
-    size = max(1, min(2 * columns, rows // 8))
-    sample = to_double(tall[:: rows // size][:size])
-    gram = sample @ sample.T if size < columns else sample.T @ sample
-    shifted = gram - torch.diag_embed((_RANK * gram.trace()).expand(len(gram)))
-    if torch.linalg.cholesky_ex(shifted).info == 0:
+    work = rows * columns**2
+    if rows < _TALL * columns or work < _WORTH_A_GRAM or not _SAFE_RANGE[0] < largest < _SAFE_RANGE[1]:
         return None
-    if size < columns:
-        sample, gram = sample[:_MAX_SAMPLE], gram[:_MAX_SAMPLE, :_MAX_SAMPLE]
-    eigenvalues, vectors = torch.linalg.eigh(gram)
-    vectors = vectors[:, eigenvalues > _RANK * eigenvalues[-1]]
-    return torch.linalg.qr(sample.T @ vectors).Q if size < columns else vectors
+    size = min(2 * columns, rows // 6)
+    stride = rows // size
+    sample = to_double(tall[stride // 2 :: stride][:size])
+    gram = sample.new_zeros(min(size, columns), min(size, columns))
+    _add_lower_gram(gram, sample.T if size < columns else sample)
+    gram.diagonal().sub_(_RANK * gram.trace())
+    # The order of the first minor that is not positive, one more than the rank; 0 if there is none.
+    singular_minor = int(torch.linalg.cholesky_ex(gram).info)
+    if singular_minor == 0:
+        return _by_gram(tall)
+    rank = singular_minor - 1
+    if rank > columns // _LOW_RANK or work < _WORTH_SPLITTING:
+        return None
+    directions = _dominant_directions(sample, rank)
+    return None if directions is None else _by_splitting(tall, directions, largest)
+
+
+def _dominant_directions(sample: Tensor, rank: int) -> Tensor | None:
+    """Orthonormal basis ``(n, r)`` of the space that all rows of the sample lie in, or None if the first don't span it."""
+    some = sample[: 2 * rank + 8]
+    eigenvalues, vectors = torch.linalg.eigh(some @ some.T)
+    directions = torch.linalg.qr(some.T @ vectors[:, eigenvalues > _RANK * eigenvalues[-1]]).Q
+    rest = torch.addmm(sample, sample @ directions, directions.T, alpha=-1)
+    spanned = torch.linalg.vector_norm(rest) < _REST * torch.linalg.vector_norm(sample)
+    return directions if spanned else None
 
 
 def _by_gram(tall: Tensor) -> Tensor | None:
     """Roots of the eigenvalues of ``A^T A``, or None where the smallest of them is not resolved."""
     columns = tall.shape[1]
     gram = to_double(tall.new_zeros(())).new_zeros(columns, columns)
-    for chunk in tall.split(_chunk_rows(columns)):
+    for chunk in torch.split(tall, _chunk_rows(columns)):
         _add_lower_gram(gram, to_double(chunk))
     eigenvalues = torch.linalg.eigvalsh(gram)
     return eigenvalues.flip(0).sqrt() if eigenvalues[0] > _RESOLVED * eigenvalues[-1] else None
@@ -228,7 +236,7 @@ def _by_splitting(tall: Tensor, directions: Tensor, largest: float) -> Tensor | 
     core = directions.new_zeros(rank, rank)
     cross = torch.zeros(rank, columns, device=tall.device)
     rest = torch.zeros(columns, columns, device=tall.device)
-    for chunk in tall.split(_chunk_rows(columns)):
+    for chunk in torch.split(tall, _chunk_rows(columns)):
         exact = to_double(chunk)
         image = exact @ directions
         remainder = torch.addmm(exact, image, directions.T, beta=1 / unit, alpha=-1 / unit).float()
