@@ -10,41 +10,43 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_MODULES = {
-    "grok_callbacks.callbacks": (
-        "GrokkingDetector",
-        "Monitor",
-        "NormMonitor",
-        "SpectralEntropyMonitor",
-        "WeightEntropyMonitor",
-        "default_callbacks",
-    ),
-    "grok_callbacks.history": ("History", "Series"),
-    "grok_callbacks.probe": ("Batch", "Probe"),
-    "grok_callbacks.recorder": ("Recorder",),
-    "grok_callbacks.schedule": ("AtValidation", "EveryEpoch", "EverySteps", "LogSpaced", "Schedule"),
-    "grok_callbacks.snapshot": ("ModelView", "Snapshot"),
+_CORE = {
+    "history": ("History", "Series"),
+    "probe": ("Batch", "Probe"),
+    "recorder": ("Recorder",),
+    "schedule": ("AtValidation", "EveryEpoch", "EverySteps", "LogSpaced", "Schedule"),
+    "snapshot": ("ModelView", "Snapshot"),
 }
-_HOME = {name: module for module, names in _MODULES.items() for name in names}
+# Whatever these export by name is importable from here: a new monitor or mixin is named once, in its own package.
+_PACKAGES = ("callbacks", "mixins")
+_FUNCTIONS = ("default_callbacks", "mixins_of", "with_mixins")
 
-__all__ = ["__version__", *sorted(_HOME)]  # noqa: PLE0604
+
+def _home_of(name: str) -> str | None:
+    core = next((module for module, names in _CORE.items() if name in names), None)
+    return core or next((package for package in _PACKAGES if name in import_module(f"{__name__}.{package}").__all__), None)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name == "__all__":
+        exported = [public for package in _PACKAGES for public in import_module(f"{__name__}.{package}").__all__]
+        return ["__version__", *sorted({*exported, *(public for names in _CORE.values() for public in names)})]
+    # Submodules and private names are looked for here too, and must not load Lightning.
+    home = None if name.startswith("_") or (name.islower() and name not in _FUNCTIONS) else _home_of(name)
+    if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_HOME[name]), name)
-    globals()[name] = value
+    value = globals()[name] = getattr(import_module(f"{__name__}.{home}"), name)
     return value
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return list(__getattr__("__all__"))
 
 
 if TYPE_CHECKING:
     from grok_callbacks.callbacks import *
     from grok_callbacks.history import *
+    from grok_callbacks.mixins import *
     from grok_callbacks.probe import *
     from grok_callbacks.recorder import *
     from grok_callbacks.schedule import *

@@ -65,6 +65,7 @@ class GrokkingDetector(Monitor):
     """
 
     question = "Is it memorising?"
+    preset = "economy"
 
     def __init__(
         self,

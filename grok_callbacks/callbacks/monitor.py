@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Monitor"]
 
+Preset = Literal["economy", "standard", "full"]
+
 MetricT = TypeVar("MetricT", bound=Metric)
 
 Question = Literal["Is it memorising?", "Is it compressing?", "Is it about to generalise?"]
@@ -70,6 +72,9 @@ class Monitor(Callback):
 
     #: The question under which TensorBoard's custom scalars show this monitor's curves.
     question: ClassVar[Question] = "Is it compressing?"
+
+    #: The smallest preset that this monitor belongs to; ``None`` for monitors that are only used by name.
+    preset: ClassVar[Preset | None] = None
 
     metric: Metric | MetricCollection
     _settings: dict[str, Any]

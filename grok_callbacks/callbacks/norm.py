@@ -44,6 +44,7 @@ class NormMonitor(Monitor):
     """
 
     question = "Is it compressing?"
+    preset = "economy"
 
     def __init__(self, parameters: str | Sequence[str] | None = None, ord: float = 2.0, **kwargs: Any) -> None:  # noqa: A002
         super().__init__(**kwargs)

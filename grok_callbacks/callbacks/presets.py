@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import get_args
 
-from grok_callbacks.callbacks.detector import GrokkingDetector
-from grok_callbacks.callbacks.monitor import Monitor
-from grok_callbacks.callbacks.norm import NormMonitor
-from grok_callbacks.callbacks.spectral_entropy import SpectralEntropyMonitor
-from grok_callbacks.callbacks.weight_entropy import WeightEntropyMonitor
+import grok_callbacks.callbacks as _callbacks
+from grok_callbacks.callbacks.monitor import Monitor, Preset
 from grok_callbacks.probe import Probe
 from grok_callbacks.schedule import Schedule
 
-__all__ = ["PRESETS", "Preset", "default_callbacks"]
+__all__ = ["PRESETS", "default_callbacks", "preset_monitors"]
 
-Preset = Literal["economy", "standard", "full"]
+#: From the cheapest to the most complete; each holds the one before it.
+PRESETS: tuple[Preset, ...] = get_args(Preset)
 
-_ECONOMY: tuple[type[Monitor], ...] = (NormMonitor, WeightEntropyMonitor, SpectralEntropyMonitor)
-_STANDARD: tuple[type[Monitor], ...] = _ECONOMY
-_FULL: tuple[type[Monitor], ...] = _STANDARD
 
-#: The monitors of each preset, in the order in which they measure; the detector comes last, since it reads what they found.
-PRESETS: dict[str, tuple[type[Monitor], ...]] = {
-    "economy": (*_ECONOMY, GrokkingDetector),
-    "standard": (*_STANDARD, GrokkingDetector),
-    "full": (*_FULL, GrokkingDetector),
-}
+def preset_monitors(preset: Preset) -> list[type[Monitor]]:
+    """The monitors that say that they belong to this preset or to a smaller one, smaller ones first.
+
+    Raises:
+        ValueError: If there is no such preset.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"`preset` must be one of {list(PRESETS)}, got {preset!r}.")
+    exported = [getattr(_callbacks, name) for name in _callbacks.__all__]
+    monitors = [value for value in exported if isinstance(value, type) and issubclass(value, Monitor)]
+    return [monitor for rank in PRESETS[: PRESETS.index(preset) + 1] for monitor in monitors if monitor.preset == rank]
 
 
 def default_callbacks(
@@ -51,11 +51,9 @@ def default_callbacks(
 
     Example:
         >>> [type(callback).__name__ for callback in default_callbacks("economy")]
-        ['NormMonitor', 'WeightEntropyMonitor', 'SpectralEntropyMonitor', 'GrokkingDetector']
+        ['GrokkingDetector', 'NormMonitor', 'SpectralEntropyMonitor', 'WeightEntropyMonitor']
     """
-    if preset not in PRESETS:
-        raise ValueError(f"`preset` must be one of {list(PRESETS)}, got {preset!r}.")
-    classes = PRESETS[preset]
+    classes = preset_monitors(preset)
     share = None if budget is None else budget / len(classes)
     callbacks = [make(probe=probe, schedule=schedule, budget=share) for make in classes]
     for callback in callbacks:

@@ -44,6 +44,7 @@ class SpectralEntropyMonitor(Monitor):
     """
 
     question = "Is it compressing?"
+    preset = "economy"
 
     def __init__(self, parameters: str | Sequence[str] | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)

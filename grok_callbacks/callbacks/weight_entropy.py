@@ -41,6 +41,7 @@ class WeightEntropyMonitor(Monitor):
     """
 
     question = "Is it compressing?"
+    preset = "economy"
 
     def __init__(self, parameters: str | Sequence[str] | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
