@@ -52,6 +52,7 @@ class Table(nn.Embedding):
     """One table for both operands, their embeddings concatenated."""
 
     def forward(self, pairs: Tensor) -> Tensor:
+        """(n, 2) symbols to (n, 64)."""
         return super().forward(pairs).flatten(1)
 
 
@@ -67,9 +68,9 @@ def network(symbols: int) -> nn.Sequential:
 
 
 def schedule(steps: int) -> set[int]:
-    """About 20 measurements a decade, and one every 250 steps."""
-    logarithmic = {round(10 ** (k / 20)) for k in range(20 * 5)}
-    return {step for step in logarithmic | set(range(0, steps + 1, 250)) if step <= steps}
+    """Twelve measurements a decade, and one every 500 steps."""
+    logarithmic = {round(10 ** (k / 12)) for k in range(12 * 5)}
+    return {step for step in logarithmic | set(range(0, steps + 1, 500)) if step <= steps}
 
 
 @torch.no_grad()
@@ -102,7 +103,7 @@ def run(task: str, seed: int, steps: int, output: Path) -> None:
         for step in range(steps + 1):
             if step in due:
                 record = {"task": task, "seed": seed, "step": step, "samples": len(train[0])}
-                record |= measure(model, train, test, everything=step % 1000 == 0 or sum(d < step for d in due) % 4 == 0)
+                record |= measure(model, train, test, everything=step % 2000 == 0 or sum(d < step for d in due) % 4 == 0)
                 file.write(json.dumps(record | {"seconds": time.perf_counter() - start}) + "\n")
                 file.flush()
             if step == steps:

@@ -30,6 +30,12 @@ from grok_callbacks.functional.li2 import (
     ridge_solution,
     ridge_strength,
 )
+from grok_callbacks.functional.lmn import (
+    LinearMappingEstimate,
+    linear_connectivity,
+    linear_mapping_number,
+    linear_mapping_number_estimate,
+)
 from grok_callbacks.functional.norm import parameter_norm
 from grok_callbacks.functional.representation import (
     class_distance_ratio,
@@ -55,6 +61,7 @@ from grok_callbacks.functional.weight_entropy import weight_entropy
 __all__ = [
     "InputGradient",
     "Li2Stage",
+    "LinearMappingEstimate",
     "activation_sparsity",
     "associativity_agreement",
     "center",
@@ -72,6 +79,9 @@ __all__ = [
     "inverse_agreement",
     "largest_feature_cosine",
     "lazy_alignment",
+    "linear_connectivity",
+    "linear_mapping_number",
+    "linear_mapping_number_estimate",
     "logit_distance",
     "loss_oscillation",
     "matrix_entropy",

@@ -8,6 +8,7 @@ from grok_callbacks.metrics.information import (
     MatrixMutualInformation,
 )
 from grok_callbacks.metrics.li2 import FeatureLearning
+from grok_callbacks.metrics.lmn import LinearMappingNumber
 from grok_callbacks.metrics.norm import ParameterNorm
 from grok_callbacks.metrics.representation import (
     ClassDistanceRatio,
@@ -31,6 +32,7 @@ __all__ = [
     "ClassDistanceRatio",
     "Commutativity",
     "FeatureLearning",
+    "LinearMappingNumber",
     "LossOscillation",
     "MatrixEntropy",
     "MatrixMutualInformation",
