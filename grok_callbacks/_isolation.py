@@ -88,6 +88,7 @@ def observing(model: nn.Module, *, grad: bool = False) -> Iterator[None]:
         stack.enter_context(torch.enable_grad() if grad else torch.no_grad())
         stack.enter_context(torch.autocast(_device_type(model), enabled=False))
         stack.enter_context(_eager())
+        stack.enter_context(_without_fast_path())
         stack.enter_context(isolated_rng(*_generators_of_modules(model)))
         stack.enter_context(_restored_buffers(model))
         stack.enter_context(_restored_modes(model))
@@ -108,6 +109,17 @@ def _eager() -> AbstractContextManager[object]:
     if "torch._dynamo" not in sys.modules:
         return nullcontext()
     return cast("AbstractContextManager[object]", torch.compiler.set_stance("force_eager"))
+
+
+@contextmanager
+def _without_fast_path() -> Iterator[None]:
+    # In eval mode torch's transformer layers would bypass their children, where activations are to be seen.
+    was_enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(was_enabled)
 
 
 @contextmanager

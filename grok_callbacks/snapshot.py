@@ -40,6 +40,10 @@ _CARRYING_FUNCTIONS = frozenset(
     {"dropout", "flatten", "reshape", "view", "contiguous", "permute", "transpose", "squeeze", "unsqueeze", "max_pool2d",
      "max_pool1d", "avg_pool2d", "adaptive_avg_pool2d"}
 )  # fmt: skip
+_CARRYING_MODULES = (
+    nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.Flatten, nn.Unflatten, nn.MaxPool1d, nn.MaxPool2d,
+    nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool2d,
+)  # fmt: skip
 _AFFINE_MODULES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Bilinear)
 _INPUT = ":input"
 # Samples on which a model is tried out before the first measurement.
@@ -220,7 +224,8 @@ class Snapshot:
         """The probe's samples on the model's device, floating inputs in the model's precision."""
         if split not in self._batches:
             samples = self.view.require_samples(split)
-            self._batches[split] = samples.to(self.view.device, _floating_dtype(self.view.model))
+            with torch.inference_mode(False):
+                self._batches[split] = samples.to(self.view.device, _floating_dtype(self.view.model))
         return self._batches[split]
 
     def logits(self, split: Split = "train") -> Tensor:
@@ -272,10 +277,10 @@ class Snapshot:
             The logits as returned by the model, and the captured tensors.
         """
         view = self.view
-        # A copy, or a model that writes into its inputs would spoil the probe.
-        inputs = tree_map(_copy, self.batch(split).inputs) if inputs is None else inputs
         captured: dict[str, Tensor] = {}
         with observing(view.model, grad=grad), _hooked(view.model, replace or {}, capture, captured):
+            # A copy, or a model that writes into its inputs would spoil the probe.
+            inputs = tree_map(_copy, self.batch(split).inputs) if inputs is None else inputs
             logits = _call(view, inputs, weights)
         missing = [site for site in [*capture, *(replace or {})] if site not in captured]
         if missing:
@@ -444,8 +449,11 @@ def _trace(view: ModelView) -> _Trace:
 
         def before(_module: nn.Module, args: tuple[Any, ...]) -> None:
             if args and _is_site_value(args[0]):
-                leaf = next(module.children(), None) is None
-                events.append(("input", name, calls, leaf and functions.holds(args[0])))
+                consumes = next(module.children(), None) is None and not isinstance(module, _CARRYING_MODULES)
+                is_activation = consumes and functions.holds(args[0])
+                if is_activation:
+                    functions.drop(args[0])  # One site is enough, though other modules may take it as well.
+                events.append(("input", name, calls, is_activation))
 
         def after(_module: nn.Module, _args: Any, output: Any) -> None:
             nonlocal calls
