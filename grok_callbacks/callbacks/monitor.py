@@ -330,5 +330,7 @@ def _describe(value: Any) -> str:
     """A setting in words that are the same in the next process."""
     if callable(value) and hasattr(value, "__qualname__"):
         return f"{value.__module__}.{value.__qualname__}"
+    if isinstance(value, Tensor):
+        return f"Tensor{tuple(value.shape)}"
     text = repr(value)
     return type(value).__qualname__ if " at 0x" in text else text

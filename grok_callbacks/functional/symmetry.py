@@ -180,7 +180,8 @@ def associativity_agreement(predictions: Tensor, pairs: Tensor | None = None) ->
         agreeing += int((agree & chosen).sum())
         looked_at += int(chosen.sum())
     share = agreeing / looked_at if looked_at else torch.nan
-    return to_double(torch.tensor(share, device=predictions.device))
+    # A tensor made of a Python float would be rounded to float32.
+    return to_double(torch.zeros((), device=predictions.device)) + share
 
 
 def agreements(logits: Tensor, mirrored_logits: Tensor) -> Tensor:
