@@ -62,6 +62,7 @@ class CommutativityMonitor(Monitor):
     """
 
     question = "Is it about to generalise?"
+    preset = "full"
 
     def __init__(self, swap: Callable[[Any], Any] | None = None, train_inputs: Any = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -79,6 +79,7 @@ class RobustnessMonitor(Monitor):
     """
 
     question = "Is it about to generalise?"
+    preset = "standard"
 
     def __init__(
         self,
