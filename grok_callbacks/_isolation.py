@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
-__all__ = ["isolated_rng", "observing", "untouched"]
+__all__ = ["fingerprint", "isolated_rng", "observing", "untouched"]
 
 
 @contextmanager
@@ -96,6 +96,32 @@ def observing(model: nn.Module, *, grad: bool = False) -> Iterator[None]:
         for module in model.modules():
             module.training = False
         yield
+
+
+def fingerprint(model: nn.Module, *, thorough: bool) -> list[int]:
+    """Whole numbers that change when something is written into the model's weights or buffers.
+
+    Args:
+        model: The module.
+        thorough: Whether to add up every bit, at the price of a pass over the weights.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    versions = [0 if tensor.is_inference() else tensor._version for tensor in tensors]
+    if not thorough:
+        return versions
+    return [*versions, *(int(total) for total in [_sum_of_bits(tensor) for tensor in tensors])]
+
+
+def _sum_of_bits(tensor: Tensor) -> Tensor:
+    local = getattr(tensor, "_local_tensor", tensor).detach()  # Of a DTensor, this rank's shard.
+    if local.layout is not torch.strided or local.is_quantized:
+        return torch.zeros(())
+    if local.is_complex():
+        local = torch.view_as_real(local)
+    return local.view(_INTEGERS[local.element_size()]).sum(dtype=torch.int64)
+
+
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def _device_type(model: nn.Module) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 from torch import Tensor, nn
 
 from grok_callbacks._distributed import PeerError, Ranks
-from grok_callbacks._isolation import untouched
+from grok_callbacks._isolation import fingerprint, untouched
 from grok_callbacks.history import History
 from grok_callbacks.probe import SPLITS, Probe, Split
 from grok_callbacks.schedule import Event, Schedule
@@ -311,10 +311,12 @@ class Recorder:
             assert slot.probe is not None
             snapshot = snapshots[slot.probe]
             start = time.perf_counter()
-            versions = self._versions()
+            # Version counters miss what is written through ``.data`` or numpy, so the first time every bit is compared.
+            thorough = slot.measurements == 0
+            before = fingerprint(self.model, thorough=thorough)
             with untouched(self.model, seed=step):
                 measured = self._guarded(slot, partial(slot.monitor.measure, snapshot))
-            if self._versions() != versions:
+            if fingerprint(self.model, thorough=thorough) != before:
                 raise RuntimeError(f"{slot.monitor.label} wrote into the model's weights or buffers; a monitor must not.")
             slot.last_seconds = time.perf_counter() - start
             slot.seconds += slot.last_seconds
@@ -392,10 +394,6 @@ class Recorder:
                     warnings.warn(f"{slot.monitor.label}: {key} is {value} at step {step}; said once.", stacklevel=2)
         self.history.add(step, values)
         return values
-
-    def _versions(self) -> list[int]:
-        tensors = [*self.model.parameters(), *self.model.buffers()]
-        return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
 
     @property
     def latest(self) -> dict[str, float]:

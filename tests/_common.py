@@ -113,7 +113,9 @@ def trainer(callbacks: Any = (), namespace: Any = L, **kwargs: Any) -> Any:
     return namespace.Trainer(callbacks=list(callbacks), **{key: value for key, value in settings.items() if value is not ...})
 
 
-def fit(callbacks: Any = (), module: Any = None, train: Any = None, validation: Any = None, ckpt_path: Any = None, **kwargs: Any):
+def fit(
+    callbacks: Any = (), module: Any = None, train: Any = None, validation: Any = None, ckpt_path: Any = None, **kwargs: Any
+):
     """Fit a module; returns it with its Trainer."""
     module = Plain() if module is None else module
     made = trainer(callbacks, **kwargs)

@@ -84,7 +84,8 @@ def test_state_survives_a_safe_load():
     "state",
     [
         None, 3, [], {"a": None}, {"a": {}}, {"a": {"steps": torch.tensor([1])}}, {"a": {"steps": [1], "values": [1.0]}},
-        {"a": {"steps": torch.tensor([1, 2]), "values": torch.tensor([1.0])}}, {"a": {"steps": torch.tensor(1), "values": torch.tensor(1.0)}},
+        {"a": {"steps": torch.tensor([1, 2]), "values": torch.tensor([1.0])}},
+        {"a": {"steps": torch.tensor(1), "values": torch.tensor(1.0)}},
     ],
 )  # fmt: skip
 def test_refuses_what_is_no_history(state):

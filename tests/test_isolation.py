@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from grok_callbacks._isolation import isolated_rng, observing, untouched
+from grok_callbacks._isolation import fingerprint, isolated_rng, observing, untouched
 
 
 def draws():
@@ -26,6 +26,11 @@ def disturb():
     np.random.randn(3)
     torch.rand(5)
     torch.manual_seed(3)
+
+
+def disturb_and_fail():
+    disturb()
+    raise ZeroDivisionError
 
 
 class Sampler:
@@ -54,8 +59,7 @@ def test_generators_get_their_states_back():
 def test_generators_get_their_states_back_after_an_error():
     expected = draws()
     with pytest.raises(ZeroDivisionError), isolated_rng():
-        disturb()
-        raise ZeroDivisionError
+        disturb_and_fail()
     assert draws() == expected
 
 
@@ -109,7 +113,9 @@ class Meddler(nn.Module):
 
 def state_of(model):
     return {
-        "buffers": {name: (id(b), None if b is None else b._version) for m in model.modules() for name, b in m._buffers.items()},
+        "buffers": {
+            name: (id(b), None if b is None else b._version) for m in model.modules() for name, b in m._buffers.items()
+        },
         "values": [b.to_dense().nan_to_num(-1).tolist() for b in model.buffers()],
         "modes": [module.training for module in model.modules()],
         "gradients": [None if p.grad is None else (id(p.grad), p.grad.tolist()) for p in model.parameters()],
@@ -134,8 +140,7 @@ def test_observing_leaves_the_model_as_it_was_after_an_error():
     model = Meddler()
     before, expected = state_of(model), draws()
     with pytest.raises(RuntimeError), observing(model):
-        model(torch.randn(4, 3))
-        model(torch.randn(4, 99))
+        nn.Sequential(model, model)(torch.randn(4, 3))  # The second call gets the wrong shape.
     assert state_of(model) == before
     assert draws() == expected
 
@@ -172,3 +177,18 @@ def test_untouched_gives_gradients_modes_and_generators_back():
     assert draws() == expected
     assert all(torch.equal(weights[name], p) for name, p in model.named_parameters())
     assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.bfloat16, torch.complex64, torch.complex128, torch.int8, torch.bool]
+)
+def test_a_thorough_fingerprint_tells_of_any_change(dtype):
+    model = nn.Module()
+    model.register_buffer("buffer", torch.zeros(3, 4, dtype=dtype).t())
+    model.register_buffer("graph", torch.eye(2).to_sparse())
+    model.register_buffer("empty", torch.zeros(0))
+    before = fingerprint(model, thorough=True)
+    assert fingerprint(model, thorough=True) == before
+    model.buffer.data[1, 1] = 1
+    assert fingerprint(model, thorough=True) != before
+    assert fingerprint(model, thorough=False) == fingerprint(model, thorough=False)

@@ -154,10 +154,12 @@ def test_empty_data(empty):
 
 
 def test_batches_of_different_shapes():
-    with pytest.raises(ValueError, match="different shapes.*`unpack`"):
+    with pytest.raises(ValueError, match=r"different shapes.*`unpack`"):
         Probe().join([torch.zeros(2, 5), torch.zeros(2, 6)])
     with pytest.raises(ValueError, match="different shapes"):
-        Probe().join([{"x": torch.zeros(2), "z": torch.zeros(2), "y": torch.zeros(2)}, {"x": torch.zeros(2), "y": torch.zeros(2)}])
+        Probe().join(
+            [{"x": torch.zeros(2), "z": torch.zeros(2), "y": torch.zeros(2)}, {"x": torch.zeros(2), "y": torch.zeros(2)}]
+        )
 
 
 def test_samples_drawn_in_inference_mode_can_be_differentiated():
@@ -268,7 +270,7 @@ def test_mappings_go_in_by_name():
     inputs = {"input_ids": torch.ones(2, 3), "attention_mask": torch.full((2, 3), 2), "idx": torch.zeros(2)}
     assert torch.equal(Probe().call(Keywords(), inputs), torch.full((2, 3), 2.0))
     assert Probe().call(AnyKeywords(), inputs) == 3
-    with pytest.raises(ValueError, match="none of the batch's.*`forward` of the Probe"):
+    with pytest.raises(ValueError, match=r"none of the batch's.*`forward` of the Probe"):
         Probe().call(Keywords(), {"pixels": torch.ones(2), "depth": torch.ones(2)})
 
 
@@ -280,7 +282,7 @@ def test_forward():
             return x, x + 1
 
     assert probe.call(Pair(), torch.zeros(2)).tolist() == [1.0, 1.0]
-    with pytest.raises(ValueError, match="returned a tuple.*`forward` of the Probe"):
+    with pytest.raises(ValueError, match=r"returned a tuple.*`forward` of the Probe"):
         Probe().call(Pair(), torch.zeros(2))
 
 
@@ -330,7 +332,7 @@ def test_regression_targets():
     ],
 )  # fmt: skip
 def test_outputs_that_do_not_fit_the_targets(logits, targets):
-    with pytest.raises(ValueError, match="don't fit.*`forward`.*`unpack`"):
+    with pytest.raises(ValueError, match=r"don't fit.*`forward`.*`unpack`"):
         Probe().align(logits, targets)
 
 
@@ -353,7 +355,7 @@ def test_losses_of_ones_own():
     )
     with pytest.raises(ValueError, match="`loss` of the Probe"):
         Probe().loss_of(logits, labels)
-    with pytest.raises(ValueError, match="no targets.*`unpack`"):
+    with pytest.raises(ValueError, match=r"no targets.*`unpack`"):
         Probe().loss_of(logits, None)
 
 

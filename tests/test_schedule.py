@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 import pickle
 
@@ -9,7 +10,16 @@ from hypothesis import strategies as st
 
 from grok_callbacks import AtValidation, EveryEpoch, EverySteps, LogSpaced
 
-SCHEDULES = [EverySteps(1), EverySteps(7), LogSpaced(), LogSpaced(1), LogSpaced(10), EveryEpoch(), EveryEpoch(3), AtValidation()]
+SCHEDULES = [
+    EverySteps(1),
+    EverySteps(7),
+    LogSpaced(),
+    LogSpaced(1),
+    LogSpaced(10),
+    EveryEpoch(),
+    EveryEpoch(3),
+    AtValidation(),
+]
 
 
 def steps_of(schedule, end):
@@ -59,7 +69,7 @@ def test_default_measures_at_least_ten_times_in_every_decade():
 
 def test_log_spaced_points_are_evenly_spaced_on_the_log_axis():
     steps = [step for step in steps_of(LogSpaced(20), 10**8) if step >= 1000]
-    ratios = [later / earlier for earlier, later in zip(steps, steps[1:], strict=False)]
+    ratios = [later / earlier for earlier, later in itertools.pairwise(steps)]
     assert max(abs(math.log10(ratio) - 1 / 20) for ratio in ratios) < 1e-3
 
 

@@ -53,7 +53,7 @@ def test_a_pattern_that_matches_nothing_lists_what_there_is(patterns):
 
 
 def test_a_slip_of_the_pen_gets_a_suggestion():
-    with pytest.raises(ValueError, match="Did you mean 'blocks.0.attn'"):
+    with pytest.raises(ValueError, match=r"Did you mean 'blocks.0.attn'"):
         select(NAMES, "blocks.0.atn", "layers")
 
 
@@ -62,7 +62,7 @@ def test_nothing_left():
         select(NAMES, ["head", "!h*"], "layers")
     with pytest.raises(ValueError, match="leaves nothing"):
         select(NAMES, "!*", "layers")
-    with pytest.raises(ValueError, match="`layers` holds no pattern.*embed"):
+    with pytest.raises(ValueError, match=r"`layers` holds no pattern.*embed"):
         select(NAMES, [], "layers")
 
 
@@ -119,5 +119,5 @@ def test_matrices_leave_out_biases_and_gains():
     assert ModelView(model, Probe()).matrices == ["0.weight", "2.weight", "3.weight"]
     with pytest.raises(ValueError, match="no parameter with two or more dimensions"):
         ModelView(nn.LayerNorm(3), Probe()).select_matrices(None)
-    with pytest.raises(ValueError, match="`parameters`.*matches nothing"):
+    with pytest.raises(ValueError, match=r"`parameters`.*matches nothing"):
         ModelView(model, Probe()).select_matrices("*.bias")

@@ -196,9 +196,9 @@ def test_tuples_and_integers_are_no_sites():
 
 
 def test_a_model_that_cannot_be_called_names_the_arguments():
-    with pytest.raises(ValueError, match="could not be called.*RuntimeError.*`forward`.*`unpack`"):
+    with pytest.raises(ValueError, match=r"could not be called.*RuntimeError.*`forward`.*`unpack`"):
         _ = view_of(mlp(), torch.randn(4, 9)).sites
-    with pytest.raises(ValueError, match="could not be called.*`forward`"):
+    with pytest.raises(ValueError, match=r"could not be called.*`forward`"):
         view_of(mlp(), torch.randn(4, 9)).require_logits()
     with pytest.raises(ValueError, match="don't fit"):
         view_of(mlp(), targets=torch.zeros(6, 2, dtype=torch.long)).require_logits()
@@ -211,7 +211,7 @@ def test_errors_of_drawing_concern_those_who_need_samples():
     assert not view.asked_for_samples
     with pytest.raises(ValueError, match="unreadable"):
         view.require_samples()
-    with pytest.raises(ValueError, match="no validation samples.*`validation` of the Probe"):
+    with pytest.raises(ValueError, match=r"no validation samples.*`validation` of the Probe"):
         view.require_samples("validation")
     assert view.asked_for_samples
 
