@@ -17,6 +17,8 @@ import numpy as np
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
+from grok_callbacks.functional import Li2Stage
+
 Result = dict[str, Any]
 DECAYED, PLAIN = "#2166ac", "#b2182b"
 
@@ -29,10 +31,20 @@ def report(output: Path, folder: Path) -> None:
     (folder / "li2_tables.md").write_text("\n\n".join(text for text in texts if text) + "\n")
 
 
+def add_stages(result: Result) -> Result:
+    """Label each measurement with its stage, and with what the label would be if it didn't ask for fitted targets."""
+    labels = {"stage": Li2Stage(), "loose_stage": Li2Stage(fit_threshold=math.inf)}
+    for row in result.get("history", []):
+        for key in labels if "cos_lazy" in row else ():
+            labels[key] = labels[key].update(row["cos_lazy"], row["cos_residual"], row["residual_ratio"])
+            row[key] = labels[key].stage
+    return result
+
+
 def load(output: Path) -> dict[str, list[Result]]:
     cells: dict[str, list[Result]] = defaultdict(list)
     for path in sorted(output.glob("*/*.json")):
-        cells[path.parent.name].append(json.loads(path.read_text()))
+        cells[path.parent.name].append(add_stages(json.loads(path.read_text())))
     return cells
 
 
@@ -126,6 +138,10 @@ def stages(cells: dict[str, list[Result]], folder: Path) -> str:
         row("distance to ridge, lowest", extreme("ridge_distance", min)),
         row("stage II from step", lambda g: steps(g, lambda r: r["stage"] >= 2)),
         row("stage III from step", lambda g: steps(g, lambda r: r["stage"] >= 3)),
+        row(
+            "stage II, III if fitted targets aren't asked for",
+            lambda g: ", ".join(steps(g, lambda r, s=s: r["loose_stage"] >= s) for s in (2, 3)),
+        ),
         row("participation ratio, first", lambda g: spread([r["history"][0]["participation_ratio"] for r in g], 0)),
         row("participation ratio, last", lambda g: spread([last(r, "participation_ratio") for r in g], 0)),
         row("power of each unit at its own frequency", lambda g: spread([last(r, "fourier_share") for r in g])),

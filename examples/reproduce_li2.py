@@ -205,7 +205,7 @@ def train(
             row |= {part: accuracy(network, task, getattr(task, part)) for part in ("train", "test")}
             if quantities:
                 row |= li2_quantities(network, start, task, weight_decay)
-                stage = stage.update(row["cos_lazy"], row["cos_residual"])
+                stage = stage.update(row["cos_lazy"], row["cos_residual"], row["residual_ratio"])
                 row["stage"] = stage.stage
             history.append(row)
             if stop and len(history) > 1 and min(history[-1]["test"], history[-2]["test"]) >= 0.99:

@@ -451,6 +451,13 @@ def test_undefined_alignments_speak_for_nothing():
     assert walk(Li2Stage(stage=2), (0.3, 0.9), (0.3, nan), (0.3, 0.9), (0.3, 0.9)) == [2, 2, 2, 3]
 
 
+def test_targets_that_are_not_fitted_keep_the_first_stage():
+    assert walk(Li2Stage(), *[(0.9, 0.9, 0.8)] * 3, (0.9, 0.9, 0.1), (0.9, 0.9, 0.1)) == [1, 1, 1, 1, 2]
+    assert walk(Li2Stage(), *[(0.9, 0.9, math.nan)] * 3) == [1, 1, 1]
+    assert walk(Li2Stage(fit_threshold=0.9), *[(0.9, 0.9, 0.8)] * 2) == [1, 2]
+    assert walk(Li2Stage(stage=2), *[(0.5, 0.9, 0.8)] * 2) == [2, 3]  # only the first change asks for it
+
+
 def test_stage_thresholds_are_arguments():
     assert walk(Li2Stage(lazy_threshold=0.9), *[(0.8, 0.8)] * 3) == [1, 1, 1]
     assert walk(Li2Stage(stage=2, gap_threshold=0.05), *[(0.8, 0.86)] * 2) == [2, 3]
