@@ -10,24 +10,27 @@ from torch import Tensor
 
 from grok_callbacks.functional._common import to_double
 
-__all__ = ["parameter_norm", "power_sum"]
+__all__ = ["parameter_norm"]
 
 
 def parameter_norm(tensors: Tensor | Iterable[Tensor] | Mapping[str, Tensor], ord: float = 2.0) -> Tensor:  # noqa: A002
     r"""Norm of all entries of all tensors together: :math:`\lVert\theta\rVert_p = (\sum_i |\theta_i|^p)^{1/p}`.
 
+    It is the norm of the tensors' norms, each computed on entries scaled by the largest, so that no order and no scale
+    of the entries overflows or vanishes on the way. Not differentiable: the result is detached.
+
     Args:
         tensors: A tensor, several, or several by name; of any shapes and real dtypes, empty ones included.
-        ord: Order :math:`p`, positive; ``inf`` for the largest magnitude.
+        ord: Order :math:`p`, positive; ``inf`` for the largest magnitude. Below 1 it is no norm in the strict sense.
 
     Returns:
-        Scalar float64; 0 for no entries, NaN if there is a NaN among them.
+        Scalar float64; 0 for no entries, NaN if a NaN or an infinity is among them.
 
     Raises:
-        ValueError: If ``ord`` is not positive or there is no tensor.
+        ValueError: If ``ord`` is not positive, there is no tensor, or one is complex.
 
     Cost:
-        One pass over the entries.
+        Two passes over the entries.
 
     Source:
         The norm of Liu et al. (2023, arXiv 2310.05918, as L2) and Golechha (2024, arXiv 2405.12755), over all parameters.
@@ -40,30 +43,25 @@ def parameter_norm(tensors: Tensor | Iterable[Tensor] | Mapping[str, Tensor], or
     parts = _as_list(tensors)
     if not parts:
         raise ValueError("`tensors` must hold at least one tensor.")
-    return root(sum_powers([power_sum(part, ord) for part in parts], ord), ord)
+    norms = [norm_of_entries(part, ord) for part in parts]
+    return norm_of_entries(torch.stack([norm.to(norms[0].device) for norm in norms]), ord)
 
 
-def power_sum(tensor: Tensor, ord: float) -> Tensor:  # noqa: A002
-    r""":math:`\sum_i |x_i|^p` of one tensor in float64; the largest magnitude for infinite order."""
-    magnitudes = to_double(tensor.detach()).abs()
+def norm_of_entries(tensor: Tensor, ord: float) -> Tensor:  # noqa: A002
+    """Norm of one tensor's entries as a float64 scalar, NaN where one of them is not finite."""
+    if tensor.is_complex():
+        raise ValueError("`tensors` must be real, got a complex one.")
+    entries = to_double(tensor.detach()).flatten()
+    if not entries.numel():
+        return entries.sum()
+    lowest, highest = entries.aminmax()
+    largest = torch.maximum(-lowest, highest)
     if math.isinf(ord):
-        return magnitudes.amax() if magnitudes.numel() else magnitudes.sum()
-    if ord == 2.0:
-        return (magnitudes * magnitudes).sum()
-    return magnitudes.sum() if ord == 1.0 else magnitudes.pow(ord).sum()
-
-
-def sum_powers(sums: Iterable[Tensor], ord: float) -> Tensor:  # noqa: A002
-    """Several tensors' power sums as one's."""
-    stacked = torch.stack(list(sums))
-    return stacked.amax() if math.isinf(ord) else stacked.sum()
-
-
-def root(total: Tensor, ord: float) -> Tensor:  # noqa: A002
-    """The norm from its power sum."""
-    if math.isinf(ord):
-        return total
-    return total.sqrt() if ord == 2.0 else total.pow(1.0 / ord)
+        return torch.where(largest.isfinite(), largest, torch.nan)
+    # Infinite entries scale to NaN by themselves.
+    scaled = entries / torch.where(largest > 0, largest, 1.0)
+    norm: Tensor = torch.linalg.vector_norm(scaled, ord)
+    return largest * norm
 
 
 def check_order(ord: float) -> None:  # noqa: A002

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from math import isinf
-from typing import Any, ClassVar, Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from grok_callbacks.functional.norm import _as_list, check_order, power_sum, root, sum_powers
+from grok_callbacks.functional.norm import check_order, norm_of_entries, parameter_norm
 
 __all__ = ["ParameterNorm"]
 
@@ -43,9 +43,9 @@ class ParameterNorm(Metric):
     is_differentiable = False
     higher_is_better = None
     full_state_update = False
-    distribution: ClassVar[str] = "replicated"
+    distribution: Literal["replicated", "sharded"] = "replicated"
 
-    powers: Tensor
+    norm: Tensor
 
     def __init__(
         self,
@@ -59,8 +59,10 @@ class ParameterNorm(Metric):
         kwargs.setdefault("sync_on_compute", distribution == "sharded")
         super().__init__(**kwargs)
         self.ord = ord
-        reduction = "max" if isinf(ord) else "sum"
-        self.add_state("powers", torch.zeros((), dtype=torch.float64), dist_reduce_fx=reduction)
+        self.distribution = distribution
+        # The norm of all pieces is the norm of their norms.
+        combine = partial(norm_of_entries, ord=ord)
+        self.add_state("norm", torch.zeros((), dtype=torch.float64), dist_reduce_fx=combine)
 
     def update(self, tensors: Tensor | Iterable[Tensor] | Mapping[str, Tensor]) -> None:
         """Add tensors.
@@ -68,12 +70,11 @@ class ParameterNorm(Metric):
         Args:
             tensors: A tensor, several, or several by name.
         """
-        sums = [power_sum(tensor, self.ord) for tensor in _as_list(tensors)]
-        self.powers = sum_powers([self.powers, *sums], self.ord)
+        self.norm = parameter_norm([self.norm, parameter_norm(tensors, self.ord)], self.ord)
 
     def compute(self) -> Tensor:
         """Norm of all that was given, float64."""
-        return root(self.powers, self.ord)
+        return self.norm
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
         """Plot one value or several, see :meth:`torchmetrics.Metric.plot`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,31 +20,38 @@ class SpectralEntropy(Metric):
     take it over the matrices of a network. The spectrum of two stacked matrices does not follow from their two spectra, so
     updates cannot add up to one matrix. The effective rank of a single matrix is the exponential of its value.
 
-    Under DDP: replicated. Every rank has the same matrices, and nothing is summed over ranks; pass ``sync_on_compute=True``
-    where ranks are given different ones.
+    Under DDP every rank has the same matrices, and nothing is summed over ranks (``distribution="replicated"``). To share
+    the work, give each rank other matrices and choose ``distribution="split"``: the mean is then over all ranks' matrices.
 
     Args:
+        distribution: Whether ranks are given the same matrices or different ones.
         kwargs: Of :class:`torchmetrics.Metric`.
+
+    Raises:
+        ValueError: If ``distribution`` is unknown.
 
     Example:
         >>> import torch
         >>> metric = SpectralEntropy()
         >>> metric.update(torch.eye(4))
-        >>> metric.compute().exp()
-        tensor(4.0000, dtype=torch.float64)
+        >>> metric.compute()
+        tensor(1.3863, dtype=torch.float64)
     """
 
     is_differentiable = False
     higher_is_better = None
     full_state_update = False
-    distribution: ClassVar[str] = "replicated"
+    distribution: Literal["replicated", "split"] = "replicated"
 
     entropies: Tensor
     count: Tensor
 
-    def __init__(self, **kwargs: Any) -> None:
-        kwargs.setdefault("sync_on_compute", False)
+    def __init__(self, distribution: Literal["replicated", "split"] = "replicated", **kwargs: Any) -> None:
+        if distribution not in ("replicated", "split"):
+            raise ValueError(f"`distribution` must be 'replicated' or 'split', got {distribution!r}.")
+        kwargs.setdefault("sync_on_compute", distribution == "split")
         super().__init__(**kwargs)
+        self.distribution = distribution
         self.add_state("entropies", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 

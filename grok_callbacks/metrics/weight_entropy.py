@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,11 +18,15 @@ class WeightEntropy(Metric):
 
     It is a sum over entries, so over k updates it is the entropy of all their weights together.
 
-    Under DDP: replicated. Every rank has the same weights, and nothing is summed over ranks; pass ``sync_on_compute=True``
-    where ranks hold different pieces.
+    Under DDP every rank has the same weights, and nothing is summed over ranks (``distribution="replicated"``). Where ranks
+    hold different pieces, as the shards of FSDP, choose ``distribution="sharded"``: the entropy is then that of all pieces.
 
     Args:
+        distribution: Whether ranks hold the same weights or different ones.
         kwargs: Of :class:`torchmetrics.Metric`.
+
+    Raises:
+        ValueError: If ``distribution`` is unknown.
 
     Example:
         >>> import torch
@@ -36,13 +40,16 @@ class WeightEntropy(Metric):
     is_differentiable = False
     higher_is_better = None
     full_state_update = False
-    distribution: ClassVar[str] = "replicated"
+    distribution: Literal["replicated", "sharded"] = "replicated"
 
     entropy: Tensor
 
-    def __init__(self, **kwargs: Any) -> None:
-        kwargs.setdefault("sync_on_compute", False)
+    def __init__(self, distribution: Literal["replicated", "sharded"] = "replicated", **kwargs: Any) -> None:
+        if distribution not in ("replicated", "sharded"):
+            raise ValueError(f"`distribution` must be 'replicated' or 'sharded', got {distribution!r}.")
+        kwargs.setdefault("sync_on_compute", distribution == "sharded")
         super().__init__(**kwargs)
+        self.distribution = distribution
         self.add_state("entropy", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, weight: Tensor) -> None:
