@@ -1,16 +1,29 @@
-"""One Lightning callback for each measure, the detector, and the presets."""
+"""One Lightning callback for each measure, the detector, and the presets.
 
+A monitor that is named here is importable from :mod:`grok_callbacks` and belongs to the presets that its class names.
+"""
+
+from grok_callbacks.callbacks.activation_sparsity import ActivationSparsityMonitor
+from grok_callbacks.callbacks.circuit_complexity import CircuitComplexityMonitor
+from grok_callbacks.callbacks.commutativity import CommutativityMonitor
 from grok_callbacks.callbacks.detector import GrokkingDetector
+from grok_callbacks.callbacks.group_law import GroupLawMonitor
 from grok_callbacks.callbacks.monitor import Monitor
 from grok_callbacks.callbacks.norm import NormMonitor
 from grok_callbacks.callbacks.presets import default_callbacks
+from grok_callbacks.callbacks.robustness import RobustnessMonitor
 from grok_callbacks.callbacks.spectral_entropy import SpectralEntropyMonitor
 from grok_callbacks.callbacks.weight_entropy import WeightEntropyMonitor
 
 __all__ = [
+    "ActivationSparsityMonitor",
+    "CircuitComplexityMonitor",
+    "CommutativityMonitor",
     "GrokkingDetector",
+    "GroupLawMonitor",
     "Monitor",
     "NormMonitor",
+    "RobustnessMonitor",
     "SpectralEntropyMonitor",
     "WeightEntropyMonitor",
     "default_callbacks",

@@ -51,7 +51,7 @@ def activation_sparsity(activations: Tensor, threshold: float = 0.1, *, relative
         raise ValueError("activations must not be empty.")
     values = to_double(activations)
     if relative:
-        values = values / _scale(values)
+        values = values / root_mean_square(values)
     silent = to_double(values < threshold).mean()
     return torch.where(torch.isfinite(values).all(), silent, torch.nan)
 
@@ -62,10 +62,11 @@ def check_threshold(threshold: float) -> None:
         raise ValueError(f"threshold must be a finite number, got {threshold}.")
 
 
-def _scale(values: Tensor) -> Tensor:
-    """Root mean square, or 1 for all-zero values."""
+def root_mean_square(values: Tensor) -> Tensor:
+    """The scale that a relative threshold refers to: the root mean square in float64, or 1 for all-zero values."""
+    values = to_double(values)
     # Squares of very small or large numbers leave the range of a float; relative to the largest they do not.
     largest = values.abs().max()
     largest = torch.where(largest > 0, largest, torch.ones_like(largest))
-    root_mean_square = largest * (values / largest).square().mean().sqrt()
-    return torch.where(root_mean_square == 0, torch.ones_like(largest), root_mean_square)
+    scale = largest * (values / largest).square().mean().sqrt()
+    return torch.where(scale == 0, torch.ones_like(largest), scale)

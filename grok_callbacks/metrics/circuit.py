@@ -17,7 +17,7 @@ class CircuitComplexity(Metric):
     Over k updates or ranks it is the complexity over all their samples together, for each mask on its own: batches must
     come from the same masks in the same order. The mean and the standard deviation over masks are those of the result.
 
-    Under DDP: sharded. Each rank gives it other samples, pruned by the same masks.
+    Under DDP: sharded. Each rank gives it other samples, pruned by the same masks; or the same samples, pruned by others.
 
     Args:
         repeats: Number of masks, the leading dimension of ``pruned_logits``; None for one mask without that dimension.
@@ -51,27 +51,33 @@ class CircuitComplexity(Metric):
         self.repeats = repeats
         shape = () if repeats is None else (repeats,)
         self.add_state("total", torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, logits: Tensor, pruned_logits: Tensor) -> None:
+    def update(self, logits: Tensor, pruned_logits: Tensor, masks: slice | None = None) -> None:
         """Add samples.
 
         Args:
             logits: ``(n, C)`` of the intact model.
             pruned_logits: ``(R, n, C)`` of the pruned model, or ``(n, C)`` without ``repeats``.
+            masks: Which of the masks these are, where they are not all, as when ranks share them out.
 
         Raises:
-            ValueError: If the shapes do not match each other or ``repeats``.
+            ValueError: If the shapes do not match each other, ``repeats`` or ``masks``.
         """
         complexity = circuit_complexity(logits, pruned_logits)
-        if complexity.shape != self.total.shape:
-            expected = "no leading dimension" if self.repeats is None else f"a leading dimension of {self.repeats}"
+        chosen = ... if masks is None else masks
+        if complexity.shape != self.total[chosen].shape:
+            shape = tuple(self.total[chosen].shape)
+            expected = f"a leading dimension of {shape[0]}" if shape else "no leading dimension"
             raise ValueError(f"pruned_logits must have {expected}, got the shape {tuple(pruned_logits.shape)}.")
-        self.total = self.total + complexity * len(logits)
-        self.count = self.count + len(logits)
+        # Out of place: the states may be the metric's own defaults.
+        total, count = self.total.clone(), self.count.clone()
+        total[chosen] += complexity * len(logits)
+        count[chosen] += len(logits)
+        self.total, self.count = total, count
 
     def compute(self) -> Tensor:
-        """Complexity over all samples seen, in nats: one value per mask, a scalar for a single mask."""
+        """Complexity over all samples seen, in nats: one value per mask (NaN for one never seen), or a scalar."""
         return self.total / self.count
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:

@@ -11,7 +11,8 @@ from grok_callbacks.tasks.data import (
     permutation_group,
     random_labels,
 )
-from grok_callbacks.tasks.datamodules import ArrayDataset, DigitsDataModule, PairTaskDataModule
+from grok_callbacks.tasks.datamodules import ArrayDataset, DigitsDataModule, MNISTDataModule, PairTaskDataModule
+from grok_callbacks.tasks.idx import load_mnist, read_idx
 from grok_callbacks.tasks.modules import Classifier, DecoderTransformer, EmbeddingMLP, MLPClassifier, OneHotMLP
 from grok_callbacks.tasks.recipes import Recipe, digits_recipe, embedding_recipe, one_hot_recipe, transformer_recipe
 
@@ -24,6 +25,7 @@ __all__ = [
     "EmbeddingMLP",
     "Group",
     "MLPClassifier",
+    "MNISTDataModule",
     "OneHotMLP",
     "PairTaskDataModule",
     "Recipe",
@@ -32,10 +34,12 @@ __all__ = [
     "digits_recipe",
     "embedding_recipe",
     "load_digits",
+    "load_mnist",
     "make_task",
     "modular_arithmetic",
     "one_hot_recipe",
     "permutation_group",
     "random_labels",
+    "read_idx",
     "transformer_recipe",
 ]

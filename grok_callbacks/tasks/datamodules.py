@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from grok_callbacks.tasks.data import load_digits, make_task
+from grok_callbacks.tasks.idx import load_mnist
 
 Sample = tuple[Tensor, Tensor]
 
@@ -179,3 +181,36 @@ class DigitsDataModule(_SplitDataModule):
             raise ValueError(f"`train_size` must be from 1 to {len(images) - 1}, got {train_size}.")
         targets = F.one_hot(labels, self.num_classes).float() if one_hot else labels
         self._split(images, targets, train_size)
+
+
+class MNISTDataModule(_SplitDataModule):
+    """MNIST from files that are on disk: a few of the training images to train on, all test images to validate.
+
+    Args:
+        folder: Where the four IDX files are, see :func:`~grok_callbacks.tasks.idx.load_mnist`.
+        train_size: Number of images that are trained on.
+        one_hot: Give targets as float vectors, for a mean squared error, instead of class numbers.
+        seed: Which training images.
+        batch_size: Samples a step, ``None`` for full batches.
+
+    Raises:
+        FileNotFoundError: If the folder or a file is missing.
+        ValueError: If a file is damaged, or an argument is out of range.
+    """
+
+    num_classes = 10
+
+    def __init__(
+        self, folder: str | Path, train_size: int = 1000, one_hot: bool = True, seed: int = 0, batch_size: int | None = None
+    ) -> None:
+        super().__init__(seed, batch_size)
+        (images, labels), (test_images, test_labels) = load_mnist(folder)
+        if not 0 < train_size <= len(images):
+            raise ValueError(f"`train_size` must be from 1 to {len(images)}, got {train_size}.")
+        chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:train_size]
+
+        def targets(classes: Tensor) -> Tensor:
+            return F.one_hot(classes, self.num_classes).float() if one_hot else classes
+
+        self.train_set = ArrayDataset(images[chosen], targets(labels[chosen]))
+        self.val_set = ArrayDataset(test_images, targets(test_labels))
