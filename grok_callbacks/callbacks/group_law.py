@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -32,7 +33,7 @@ class GroupLawMonitor(Monitor):
     | `grok/group_law/identity` | share of elements that the identity leaves alone |
     | `grok/group_law/inverse` | share of elements whose product with their inverse is the identity |
     | `grok/group_law/associativity` | share of triples that obey it |
-    | `grok/group_law/{law}/seen`, `/unseen` | over questions trained on, over questions not trained on; NaN if there are none |
+    | `grok/group_law/{law}/seen`, `/unseen` | over questions trained on, over those not; left out where there are none |
 
     Cost: a forward pass on all :math:`n^2` pairs, and :math:`O(n^3)` table look-ups.
     Source: the laws are those that Tan and Huang 2023 (arXiv 2311.06597) call basic; the measure is ours.
@@ -88,14 +89,10 @@ class GroupLawMonitor(Monitor):
     def measure(self, snapshot: Snapshot) -> Mapping[str, float | Tensor]:
         """Every law over all, seen and unseen pairs."""
         answers = torch.cat([self._answers(snapshot, pairs) for pairs in torch.split(self._pairs, _AT_ONCE)])
-        values: dict[str, float | Tensor] = {}
+        answers = answers.view(self.table.shape)
+        values: dict[str, float] = {}
         for suffix, chosen in (("", None), ("/seen", self._seen), ("/unseen", ~self._seen)):
-            laws = (
-                self._laws(answers.view(self.table.shape), chosen)
-                if bool((answers >= 0).all())
-                else dict.fromkeys(_LAWS, torch.nan)
-            )
-            values |= {f"group_law/{law}{suffix}": value for law, value in laws.items()}
+            values |= {f"group_law/{law}{suffix}": value for law, value in self._laws(answers, chosen).items()}
         return values
 
     @property
@@ -103,12 +100,16 @@ class GroupLawMonitor(Monitor):
         elements = torch.arange(len(self.table))
         return torch.cartesian_prod(elements, elements)
 
-    def _laws(self, answers: Tensor, chosen: Tensor | None) -> dict[str, Any]:
-        return {
-            "identity": identity_agreement(answers, self.table, chosen),
-            "inverse": inverse_agreement(answers, self.table, chosen),
-            "associativity": associativity_agreement(answers, chosen),
-        }
+    def _laws(self, answers: Tensor, chosen: Tensor | None) -> dict[str, float]:
+        if bool((answers < 0).any()):
+            return dict.fromkeys(_LAWS, math.nan)
+        agreements = (
+            identity_agreement(answers, self.table, chosen),
+            inverse_agreement(answers, self.table, chosen),
+            associativity_agreement(answers, chosen),
+        )
+        # Without a question there is no answer, good or bad.
+        return {law: float(value) for law, value in zip(_LAWS, agreements, strict=True) if not value.isnan()}
 
     def _seen_pairs(self, view: ModelView, pairs: Tensor) -> Tensor:
         if self.train_pairs is not None:
