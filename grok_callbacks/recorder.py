@@ -227,7 +227,8 @@ class Recorder:
         view = self._views[slot.probe]
         view.asked_for_samples = False
         try:
-            slot.monitor.bind(view)
+            with untouched(self.model, seed=start):
+                slot.monitor.bind(view)
             slot.needs_samples = view.asked_for_samples
         except ValueError as error:
             if not slot.monitor.optional:
