@@ -8,6 +8,7 @@ from grok_callbacks.callbacks.circuit_complexity import CircuitComplexityMonitor
 from grok_callbacks.callbacks.commutativity import CommutativityMonitor
 from grok_callbacks.callbacks.detector import GrokkingDetector
 from grok_callbacks.callbacks.group_law import GroupLawMonitor
+from grok_callbacks.callbacks.linear_mapping_number import LinearMappingNumberMonitor
 from grok_callbacks.callbacks.monitor import Monitor
 from grok_callbacks.callbacks.norm import NormMonitor
 from grok_callbacks.callbacks.presets import default_callbacks
@@ -21,6 +22,7 @@ __all__ = [
     "CommutativityMonitor",
     "GrokkingDetector",
     "GroupLawMonitor",
+    "LinearMappingNumberMonitor",
     "Monitor",
     "NormMonitor",
     "RobustnessMonitor",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch.distributed as dist
@@ -29,7 +30,8 @@ class LinearMappingNumber(Metric):
     repeated, though it takes longer). In ``compute`` every rank measures its share of all pairs.
 
     Args:
-        function: Maps (n, ...) to (n, ...), as in :func:`~grok_callbacks.functional.linear_connectivity`.
+        function: Maps (n, ...) to (n, ...), as in :func:`~grok_callbacks.functional.linear_connectivity`; none for a metric
+            that is given one for the time of a measurement by :meth:`measuring`.
         num_interpolation: Uniform values of t along each segment.
         memory_limit: Bytes that a chunk of segments may take.
         kwargs: Of :class:`torchmetrics.Metric`.
@@ -59,13 +61,15 @@ class LinearMappingNumber(Metric):
 
     def __init__(
         self,
-        function: Callable[[Tensor], Tensor],
+        function: Callable[[Tensor], Tensor] | None = None,
         num_interpolation: int = 21,
         memory_limit: int = 256 * 2**20,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self._function = (function,)  # in a tuple, or a network would become a submodule of the metric
+        self._function = (
+            None if function is None else (function,)
+        )  # in a tuple, or a network would become a submodule of the metric
         self.num_interpolation = num_interpolation
         self.memory_limit = memory_limit
         self.connectivity = None
@@ -85,19 +89,49 @@ class LinearMappingNumber(Metric):
         self.points.append(points.detach())
 
     def compute(self) -> Tensor:
-        """Linear mapping number at all points seen."""
-        split = self._is_synced and dist.is_available() and dist.is_initialized()
-        self.connectivity = linear_connectivity(
+        """Linear mapping number at all points seen.
+
+        Raises:
+            RuntimeError: If the metric has no function.
+        """
+        if not (self._is_synced and dist.is_available() and dist.is_initialized()):
+            return self.compute_share(0, 1, lambda matrix: matrix)
+
+        def all_reduce(matrix: Tensor) -> Tensor:
+            dist.all_reduce(matrix, group=self.process_group)
+            return matrix
+
+        return self.compute_share(dist.get_rank(self.process_group), dist.get_world_size(self.process_group), all_reduce)
+
+    def compute_share(self, rank: int, world_size: int, all_reduce: Callable[[Tensor], Tensor]) -> Tensor:
+        """:meth:`compute` where all ranks hold the same points: each measures its share of the pairs.
+
+        Args:
+            rank: Which share to measure.
+            world_size: Number of shares.
+            all_reduce: Sums a matrix over ranks and returns the sum.
+        """
+        if self._function is None:
+            raise RuntimeError("The metric has no function: give it one, or compute within `measuring`.")
+        share = linear_connectivity(
             self._function[0],
             dim_zero_cat(self.points),
             self.num_interpolation,
             memory_limit=self.memory_limit,
-            rank=dist.get_rank(self.process_group) if split else 0,
-            world_size=dist.get_world_size(self.process_group) if split else 1,
+            rank=rank,
+            world_size=world_size,
         )
-        if split:
-            dist.all_reduce(self.connectivity, group=self.process_group)
+        self.connectivity = all_reduce(share)
         return linear_mapping_number(self.connectivity)
+
+    @contextmanager
+    def measuring(self, function: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        """Measure this function for as long as the context lasts, such as a network that is training."""
+        before, self._function = self._function, (function,)
+        try:
+            yield
+        finally:
+            self._function = before
 
     def reset(self) -> None:
         """Forget all points and the last matrix."""
