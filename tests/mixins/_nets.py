@@ -90,6 +90,27 @@ BY_NAMESPACE = {NAMESPACES[0]: _define(NAMESPACES[0], ""), NAMESPACES[1]: _defin
 Mlp, Tokens, Manual = BY_NAMESPACE[NAMESPACES[0]]
 
 
+def _define_losses(namespace):
+    pl = importlib.import_module(namespace)
+
+    class Losses(pl.Callback):
+        """The loss of every batch."""
+
+        def __init__(self):
+            self.seen = []
+
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            loss = outputs["loss"] if isinstance(outputs, dict) and outputs else outputs
+            self.seen.append(loss.item() if isinstance(loss, torch.Tensor) else None)
+
+    Losses.__qualname__ = Losses.__name__ = "Losses" + namespace[:3]
+    globals()[Losses.__name__] = Losses
+    return Losses
+
+
+LOSSES = {namespace: _define_losses(namespace) for namespace in NAMESPACES}
+
+
 def vectors(n=32, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(n, 4, generator=generator), torch.randint(3, (n,), generator=generator)
@@ -118,12 +139,6 @@ def token_loader(n=32, batch_size=8, shuffle=False):
 def fit(module, batches=None, *, namespace=NAMESPACES[0], ckpt_path=None, **settings):
     """Train on the CPU, quietly, and return the trainer, with the loss of every batch in ``trainer.losses``."""
     pl = importlib.import_module(namespace)
-    losses = []
-
-    class Losses(pl.Callback):
-        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-            losses.append(None if not outputs else (outputs["loss"] if isinstance(outputs, dict) else outputs).item())
-
     defaults = {
         "accelerator": "cpu",
         "devices": 1,
@@ -133,10 +148,11 @@ def fit(module, batches=None, *, namespace=NAMESPACES[0], ckpt_path=None, **sett
         "enable_progress_bar": False,
         "enable_model_summary": False,
     }
-    callbacks = [Losses(), *settings.pop("callbacks", [])]
+    losses = LOSSES[namespace]()
+    callbacks = [losses, *settings.pop("callbacks", [])]
     trainer = pl.Trainer(**{**defaults, **settings}, callbacks=callbacks)
     trainer.fit(module, batches if batches is not None else loader(), ckpt_path=ckpt_path)
-    trainer.losses = losses
+    trainer.losses = losses.seen
     return trainer
 
 
