@@ -170,8 +170,10 @@ def _restored_buffers(model: nn.Module) -> Iterator[None]:
             yield
         finally:
             for module, members in registered:
-                module._buffers.clear()
-                module._buffers.update(members)
+                # Scripted modules don't let go of theirs.
+                if not isinstance(module, torch.jit.ScriptModule):
+                    module._buffers.clear()
+                    module._buffers.update(members)
             for buffer, copy in zip(buffers, copies, strict=True):
                 # Sparse tensors cannot be compared.
                 if buffer.layout is not torch.strided or not torch.equal(buffer, copy):

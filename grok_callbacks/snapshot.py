@@ -439,8 +439,12 @@ class _FunctionalActivations(TorchFunctionMode):
 def _trace(view: ModelView) -> _Trace:
     """Call the model once on a few samples and write down which tensors pass where."""
     samples = view.require_samples("train").first(_TRIAL_SIZE).to(view.device, _floating_dtype(view.model))
-    # A wrapper and what it wraps have one name; the inner one comes later and stays.
-    modules = {clean: module for name, module in view.model.named_modules() if (clean := clean_name(name))}
+    # A wrapper and what it wraps have one name; the inner one comes later and stays. Scripted modules run no hooks.
+    modules = {
+        clean: module
+        for name, module in view.model.named_modules()
+        if (clean := clean_name(name)) and not isinstance(module, torch.jit.ScriptModule)
+    }
     events: list[tuple[str, str, int, bool]] = []  # what, module, call, whether it is a hidden activation
     functions = _FunctionalActivations()
 

@@ -28,9 +28,9 @@ class CircuitComplexityMonitor(Monitor):
     each, little changes; where the predictions hang on fine-tuned details, much does. One mask is noisy, so several are drawn.
 
     Pruned copies are substituted in the forward pass and nothing is written: the weights stay bit-identical, tied ones too.
-    What cannot work so (scripted models, weights sharded by FSDP) is refused when fitting starts, as is a layer that the
-    model does not call, whose pruning would seem harmless. Outputs are read as logits of a softmax, also under a squared
-    loss, as the paper does.
+    Where that cannot work (weights sharded by FSDP, or frozen into a scripted model) it is refused when fitting starts, as is a
+    layer that the model does not call, whose pruning would seem harmless. Outputs are read as logits of a softmax, also under
+    a squared loss, as the paper does.
 
     A layer is a weight of two or more dimensions, called by its module if the parameter's name is ``weight`` (``mlp.2``), and
     by the parameter's own name otherwise (``lstm.weight_hh_l0``).
@@ -185,5 +185,5 @@ def _try_substituting(view: ModelView, name: str) -> None:
     if torch.equal(intact, replaced):
         raise ValueError(
             f"`layers`: pruning {_layer_of(name)!r} would say nothing: the outputs don't depend on it, or the model "
-            "(a scripted one, for instance) does not let its weights be replaced."
+            "does not let its weights be replaced."
         )
