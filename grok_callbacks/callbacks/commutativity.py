@@ -19,6 +19,9 @@ from grok_callbacks.snapshot import ModelView, Snapshot
 
 __all__ = ["CommutativityMonitor"]
 
+# Two operands and an equals sign.
+_MOST_POSITIONS = 3
+
 
 class CommutativityMonitor(Monitor):
     r"""Logs how often the prediction for an input is that for its mirror image: :math:`\arg\max f(a, b) = \arg\max f(b, a)`.
@@ -39,6 +42,9 @@ class CommutativityMonitor(Monitor):
     ``train``, up to 262,144 samples or 64 MiB of inputs. A sample counts as seen if its inputs are equal to the last bit; with
     random augmentation nothing is. Where the training set can't be had (data that can only be iterated, larger ones), give
     ``train_inputs``; otherwise the keys that need it are left out, as they are where no sample is of their kind.
+
+    Presets use this monitor only on inputs of two or three positions (a, b, and perhaps an equals sign): most sequences mean
+    something else when their first two tokens are swapped.
 
     Cost: one more forward pass on each split of the probe; once, reading the training inputs.
     Source: Tan and Huang 2023 (arXiv 2311.06597).
@@ -76,6 +82,8 @@ class CommutativityMonitor(Monitor):
     def bind(self, view: ModelView) -> None:
         """Try the swap out, and read what was seen in training."""
         view.require_logits("train")
+        if self.optional and self.swap is None:
+            _require_operands(view.require_samples("train").inputs)
         self._logits(Snapshot(view, step=0), "train")
         given = self.train_inputs
         self._seen = frozenset(row_keys(given)) if given is not None else seen_rows(self, view)
@@ -138,3 +146,9 @@ class CommutativityMonitor(Monitor):
         if forms[0] != forms[1]:
             raise ValueError(f"`swap` must return inputs of the same form; it made {forms[1]} of {forms[0]}.")
         return mirrored
+
+
+def _require_operands(inputs: Any) -> None:
+    shape = inputs.shape if isinstance(inputs, Tensor) else ()
+    if len(shape) > 1 and shape[1] > _MOST_POSITIONS:
+        raise ValueError(f"Inputs of shape {tuple(shape)} don't look like two operands; set `swap`.")

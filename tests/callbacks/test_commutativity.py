@@ -195,3 +195,15 @@ def test_images_are_refused_at_the_start_of_fit_and_skipped_by_the_preset():
         logged = fit(Plain(), data, *default_callbacks("full"))
     assert KEY not in logged
     assert any("CommutativityMonitor" in str(warning.message) and "left out" in str(warning.message) for warning in caught)
+
+
+@pytest.mark.parametrize(("positions", "expected"), [(2, True), (3, True), (4, False)])
+def test_presets_take_operands_and_no_other_sequences(positions, expected):
+    model = nn.Sequential(nn.Embedding(5, 4), nn.Flatten(), nn.Linear(4 * positions, 5))
+    tokens = torch.randint(5, (9, positions), generator=torch.Generator().manual_seed(0))
+    monitor = CommutativityMonitor(probe=Probe(train=(tokens, tokens[:, 0])))
+    monitor.optional = True
+    recorder = Recorder(model, [monitor])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert (KEY in recorder.record(0)) == expected
