@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# In the order in which a run raises them.
+_QUESTIONS = ("Is it memorising?", "Is it compressing?", "Is it about to generalise?")
+
 __all__ = ["add_figures", "add_layout", "flush", "holds_figures", "layout", "mark_resumed"]
 
 
@@ -66,7 +69,8 @@ def layout(charts: Sequence[tuple[str, Sequence[str]]]) -> dict[str, dict[str, l
     Returns:
         What ``SummaryWriter.add_custom_scalars`` takes.
     """
-    result: dict[str, dict[str, list[Any]]] = {}
+    asked = {question for question, _ in charts}
+    result: dict[str, dict[str, list[Any]]] = {question: {} for question in _QUESTIONS if question in asked}
     for question, keys in charts:
         for key in keys:
             family = "/".join(key.split("/")[:2])

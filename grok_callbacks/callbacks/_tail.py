@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map
 
 from grok_callbacks.snapshot import ModelView, Snapshot
 
-__all__ = ["is_cut", "substituted", "tail_after"]
+__all__ = ["is_affine_after", "is_cut", "substituted", "tail_after"]
 
 _FEW = 2
 
@@ -86,3 +86,17 @@ def substituted(snapshot: Snapshot, site: str) -> Callable[[Tensor], Tensor]:
         return snapshot.forward(inputs=inputs, replace={site: rows}).logits
 
     return function
+
+
+def is_affine_after(view: ModelView, site: str) -> bool:
+    """Whether the network is linear from a site on, as far as the middle between two samples tells."""
+    snapshot = Snapshot(view, step=-1)
+    batch = snapshot.batch("train").first(_FEW)
+    if len(batch) < _FEW:
+        return False
+    ends = snapshot.forward(inputs=batch.inputs, capture=[site]).captured[site]
+    middle = ends.mean(0, keepdim=True).expand_as(ends)
+    function = substituted(snapshot, site)
+    outputs, inside = function(ends).double(), function(middle).double()
+    noise = 1e-4 * float((outputs[0] - outputs[1]).abs().max())
+    return bool(((inside[0] - outputs.mean(0)).abs() <= noise).all())

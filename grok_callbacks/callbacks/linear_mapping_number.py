@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from grok_callbacks._isolation import observing
 from grok_callbacks.callbacks._clusters import order_by_cluster
-from grok_callbacks.callbacks._tail import is_cut, substituted, tail_after
+from grok_callbacks.callbacks._tail import is_affine_after, is_cut, substituted, tail_after
 from grok_callbacks.callbacks.monitor import Monitor
 from grok_callbacks.functional.lmn import linear_mapping_number
 from grok_callbacks.metrics import LinearMappingNumber
@@ -49,8 +49,8 @@ class LinearMappingNumberMonitor(Monitor):
     small network; split over ranks. Source: Liu, Zhong, Tegmark 2023 (arXiv 2310.05918).
 
     Args:
-        layers: Globs of sites. By default the first hidden activation if all paths pass through it, otherwise the first place
-            through which all pass, such as an embedding's output.
+        layers: Globs of sites. By default the first hidden activation if all paths pass through it and what follows is not
+            linear, otherwise the first place of which that is true, such as an embedding's output.
         num_samples: Training samples of the probe that are taken, at most its size.
         repeats: Average over this many disjoint subsets of ``num_samples`` and log the standard error.
         position: Which position's output to look at where the network answers per position; all of them by default.
@@ -62,7 +62,7 @@ class LinearMappingNumberMonitor(Monitor):
         >>> import torch
         >>> from grok_callbacks import LinearMappingNumberMonitor, Probe, Recorder
         >>> model = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
-        >>> monitor = LinearMappingNumberMonitor(num_samples=16)
+        >>> monitor = LinearMappingNumberMonitor("1", num_samples=16)
         >>> values = Recorder(model, [monitor], Probe(train=torch.randn(16, 3))).record(step=0)
         >>> {key: round(value, 4) for key, value in values.items()}
         {'grok/lmn/1': 1.0}
@@ -109,11 +109,17 @@ class LinearMappingNumberMonitor(Monitor):
         self._metrics = self.metrics_by_name(LinearMappingNumber, sites, **settings)
 
     def _default_sites(self, view: ModelView) -> list[str]:
-        first_hidden = view.hidden_activations[:1]
-        found = next((site for site in [*first_hidden, *view.sites] if is_cut(view, site)), None)
-        if found is None:
+        candidates = dict.fromkeys([*view.hidden_activations[:1], *view.sites])
+        first_cut: str | None = None
+        for site in candidates:
+            # One at a time: each look costs forward passes, and the first usually does.
+            if is_cut(view, site):
+                first_cut = first_cut or site
+                if not is_affine_after(view, site):
+                    return [site]
+        if first_cut is None:
             raise ValueError("`layers`: no place was found through which all paths to the output pass; name one.")
-        return [found]
+        return [first_cut]
 
     def measure(self, snapshot: Snapshot) -> Mapping[str, float | Tensor]:
         """The number of each layer; pairs are split over ranks."""

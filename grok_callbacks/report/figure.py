@@ -30,6 +30,10 @@ _TITLES = {
     "representation": "Representation", "forecast": "Forecast", "group_law": "Group laws",
 }  # fmt: skip
 _MOST_CURVES = len(_COLORS)
+# Families with one quantity of many layers, which belong on one axis whatever their sizes.
+_LAYERWISE = frozenset({"norm", "weight_entropy", "spectral_entropy", "effective_rank", "sparsity", "lmn"})
+# Sizes that can share a linear axis.
+_SCALE_RATIO = 20.0
 
 
 def run_figure(history: History, title: str = "", *, summary: RunSummary | None = None, prefix: str = "grok") -> Figure:
@@ -82,11 +86,30 @@ def _families(history: History, prefix: str) -> dict[str, dict[str, Series]]:
     families: dict[str, dict[str, Series]] = {}
     for key, series in history.items():
         parts = key.split("/")
-        if parts[0] != prefix or len(parts) < 2 or parts[1] in ("accuracy", "onset"):
+        is_error = parts[-1].endswith("_se") or (len(parts) > 1 and parts[1].endswith(("_std", "_standard_error")))
+        if parts[0] != prefix or len(parts) < 2 or parts[1] in ("accuracy", "onset") or is_error:
             continue
         if any(math.isfinite(value) for value in series.values):
             families.setdefault(parts[1], {})["/".join(parts[2:]) or "all"] = series
-    return families
+    return {title: curves for family, members in families.items() for title, curves in _split_by_scale(family, members).items()}
+
+
+def _split_by_scale(family: str, curves: dict[str, Series]) -> dict[str, dict[str, Series]]:
+    """A panel for each order of magnitude, since one curve at 400 makes a flat line of another at 2."""
+    sizes = {name: max(abs(value) for value in series.values if math.isfinite(value)) for name, series in curves.items()}
+    if family in _LAYERWISE or all(value > 0 for series in curves.values() for value in series.values if math.isfinite(value)):
+        return {family: curves}
+    groups: list[list[str]] = []
+    for name in sorted(curves, key=lambda name: sizes[name]):
+        if groups and sizes[name] <= _SCALE_RATIO * max(sizes[groups[-1][0]], 1e-12):
+            groups[-1].append(name)
+        else:
+            groups.append([name])
+    panels: dict[str, dict[str, Series]] = {}
+    for number, names in enumerate(groups):
+        title = family if number == 0 else f"{family}/{names[0]}" if len(names) == 1 else f"{family}/larger {number}"
+        panels[title] = {name: curves[name] for name in curves if name in names}
+    return panels
 
 
 def _draw_accuracies(axes: Axes, summary: RunSummary) -> None:
@@ -103,7 +126,9 @@ def _draw_family(axes: Axes, family: str, curves: Mapping[str, Series]) -> None:
     shown = sorted(curves, key=lambda name: -_relative_change(curves[name]))[:_MOST_CURVES]
     for color, name in zip(_COLORS, [name for name in curves if name in shown], strict=False):
         axes.plot(_positions(curves[name]), curves[name].values, color=color, label=name, linewidth=1.4)
-    axes.set_ylabel(_TITLES.get(family, family.replace("_", " ").capitalize()).replace(" (", "\n("), fontsize=8)
+    family, _, rest = family.partition("/")
+    title = _TITLES.get(family, family.replace("_", " ").capitalize()) if not rest else rest.replace("_", " ").capitalize()
+    axes.set_ylabel(title.replace(" (", "\n("), fontsize=8)
     axes.tick_params(labelsize=8)
     axes.grid(alpha=0.25)
     more = f"{len(curves) - len(shown)} more not shown" if len(curves) > len(shown) else None
@@ -133,6 +158,13 @@ def _mark_events(axes: Axes, summary: RunSummary) -> None:
 
 
 def _label_events(axes: Axes, summary: RunSummary) -> None:
+    onset = summary.steps.get("onset")
+    if onset is not None:
+        # Within the panel, since it often lies close to the other two.
+        color, word = _EVENT_STYLES["onset"]
+        axes.annotate(
+            f"{word} ", (max(onset, 0.5), 0.03), xycoords=("data", "axes fraction"), ha="right", fontsize=8, color=color
+        )
     labelled = [(event, step) for event, step in summary.steps.items() if step is not None and event != "onset"]
     for event, step in labelled:
         color, word = _EVENT_STYLES[event]
