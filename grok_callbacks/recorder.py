@@ -18,7 +18,7 @@ from grok_callbacks.probe import SPLITS, Probe, Split
 from grok_callbacks.schedule import Event, Schedule
 from grok_callbacks.snapshot import Drawn, ModelView, Snapshot
 
-__all__ = ["Measurable", "Recorder"]
+__all__ = ["Measurable", "Recorder", "check_state"]
 
 
 T = TypeVar("T")
@@ -440,7 +440,6 @@ class Recorder:
         }
 
     def _restore(self, slot: _Slot, state: Mapping[str, Any]) -> None:
-        _check_state(slot.monitor.label, state)
         history = History.from_state_dict(state["history"])
         self.history.merge(history)
         self.history.merge(History.from_state_dict(state["metrics"]))
@@ -469,8 +468,12 @@ _STATE_TYPES: dict[str, type | tuple[type, ...]] = {
 }  # fmt: skip
 
 
-def _check_state(label: str, state: Any) -> None:
-    """Refuse what :meth:`Recorder.state_of` cannot have made."""
+def check_state(label: str, state: Any) -> None:
+    """Refuse what :meth:`Recorder.state_of` cannot have made.
+
+    Raises:
+        ValueError: If something is missing or of another type.
+    """
     if not isinstance(state, Mapping):
         raise ValueError(f"The state of {label} is a {type(state).__name__}, not one that a Recorder made.")
     wrong = [key for key, kind in _STATE_TYPES.items() if not isinstance(state.get(key), kind)]

@@ -4,7 +4,6 @@ import io
 import math
 import random
 import time
-import timeit
 import warnings
 
 import numpy as np
@@ -562,9 +561,8 @@ def test_refuses_states_that_are_none():
     good.record(0)
     state = good.state_dict()
     state["Counting"]["recorder"]["measurements"] = "many"
-    recorder.load_state_dict(state)
     with pytest.raises(ValueError, match="measurements"):
-        recorder.record(1)
+        recorder.load_state_dict(state)
     with pytest.raises(ValueError, match="before the first measurement"):
         good.load_state_dict({})
 
@@ -579,11 +577,8 @@ def test_the_latest_values():
 # Cost.
 
 
-def test_a_step_at_which_nothing_is_due_does_no_work():
-    """The time is compared with that of measuring, since a machine may be of any speed."""
-    recorder = Recorder(mlp(), [NormMonitor(schedule=EverySteps(10**6)) for _ in range(1)])
-    start = time.perf_counter()
+def test_a_step_at_which_nothing_is_due_looks_at_nothing():
+    recorder = Recorder(mlp(), [NormMonitor(schedule=EverySteps(10**6))])
     recorder.record(0)
-    measuring = time.perf_counter() - start
-    idle = min(timeit.repeat(lambda: recorder.record(5), number=100, repeat=5)) / 100
-    assert idle < measuring / 20
+    recorder.model = recorder._slots = None
+    assert recorder.record(5) == {}

@@ -79,7 +79,7 @@ class Session:
     def start(self) -> None:
         """Make the Recorder, give it samples, and measure the model as it is before training."""
         for monitor in self.monitors:
-            monitor.prepare_to_go_on(resuming=self.trainer.global_step > 0)
+            monitor.prepare_to_go_on(self.trainer.global_step)
         self.recorder = Recorder(self.trainer.lightning_module, self.monitors)
         self._drawn = {probe: self._draw(number, probe) for number, probe in enumerate(self.recorder.probes)}
         if self.trainer.global_step > 0:
@@ -164,7 +164,9 @@ class Session:
         for split in SPLITS:
             saved = self.leader.saved_samples(number, split)
             samples[split] = saved.batch if saved is not None else self._sample(probe, split)
-            if saved is not None:
+            # After a resume Lightning makes the validation loader only when it is due, which may be epochs later.
+            is_late = split == "validation" and self.trainer.check_val_every_n_epoch not in (None, 1)
+            if saved is not None or is_late:
                 self.leader.iterated.add((number, split))
             can_come = split == "train" or self.trainer.enable_validation
             if (samples[split] is None and getattr(probe, split) is None and can_come) or (saved and not saved.is_complete):

@@ -15,7 +15,7 @@ from grok_callbacks.callbacks._session import Session, is_plain
 from grok_callbacks.callbacks._state import metric_state, restore_metric
 from grok_callbacks.history import History
 from grok_callbacks.probe import Batch, Probe, Split
-from grok_callbacks.recorder import Recorder
+from grok_callbacks.recorder import Recorder, check_state
 from grok_callbacks.schedule import LogSpaced, Schedule
 from grok_callbacks.snapshot import ModelView, Snapshot
 
@@ -105,6 +105,8 @@ class Monitor(Callback):
             raise MisconfigurationException(f"`on_error` must be 'warn' or 'raise', got {on_error!r}.")
         if probe is not None and not isinstance(probe, Probe):
             raise MisconfigurationException(f"`probe` must be a grok_callbacks.Probe, got a {type(probe).__name__}.")
+        if schedule is not None and not isinstance(schedule, Schedule):
+            raise MisconfigurationException(f"`schedule` must be a grok_callbacks.Schedule, got a {type(schedule).__name__}.")
         self.probe = probe
         self.schedule: Schedule = schedule if schedule is not None else LogSpaced()
         self.prefix = prefix
@@ -114,7 +116,7 @@ class Monitor(Callback):
         self.optional = False
         self.metric = MetricCollection({}, compute_groups=False)
         self.session: Session | None = None
-        #: Number of the probe and split of samples that could only be iterated; of the first monitor, for all.
+        #: Number of the probe and split of samples that a resumed run could not draw again; of the first monitor, for all.
         self.iterated: set[tuple[int, Split]] = set()
         self._recorder: Recorder | None = None
         self._stand_ins: tuple[str, ...] = ()
@@ -224,6 +226,7 @@ class Monitor(Callback):
             return
         if not isinstance(state_dict, Mapping) or not {"recorder", "metric", "own", "samples"} <= set(state_dict):
             raise ValueError(f"The state given to {self.label} is not that of a monitor.")
+        check_state(self.label, state_dict["recorder"])
         self._recorder = None
         self._restored = dict(state_dict)
 
@@ -236,7 +239,7 @@ class Monitor(Callback):
         del state
 
     def _samples_to_save(self) -> list[dict[str, Any]]:
-        """The samples of data that can only be iterated, which a resumed run could not draw again."""
+        """The samples that a resumed run could not draw again, such as those of data that can only be iterated."""
         if self._recorder is None:
             return []
         saved: list[dict[str, Any]] = []
@@ -257,10 +260,12 @@ class Monitor(Callback):
                 return SavedSamples(Batch(saved["inputs"], saved["targets"]), saved["complete"])
         return None
 
-    def prepare_to_go_on(self, *, resuming: bool) -> None:
-        """Forget an earlier fit, or go on from it if the Trainer does."""
-        if self._restored is None and self._recorder is not None and resuming:
+    def prepare_to_go_on(self, step: int) -> None:
+        """Go on from an earlier fit if the Trainer does, or forget it: a state of later steps is that of another run."""
+        if self._restored is None and self._recorder is not None and step > 0:
             self._restored = self.state_dict()
+        if self._restored is not None and self._restored["recorder"]["seen"] > step:
+            self._restored = None
         self._recorder = None
         self.iterated = set()
 

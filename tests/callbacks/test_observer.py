@@ -17,7 +17,6 @@ from grok_callbacks import AtValidation, EveryEpoch, EverySteps, Monitor, Probe
 from tests._common import Classifier, Counting, Plain, Stream, fit, loader, samples
 from tests.callbacks._all_monitors import ALL_MONITORS, all_monitors
 
-
 # A measure may have no value for an untrained model; that is not what is looked at here.
 pytestmark = pytest.mark.filterwarnings("ignore:.*; said once")
 
