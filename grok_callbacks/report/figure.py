@@ -163,7 +163,7 @@ def _label_events(axes: Axes, summary: RunSummary) -> None:
         # Within the panel, since it often lies close to the other two.
         color, word = _EVENT_STYLES["onset"]
         axes.annotate(
-            f"{word} ", (max(onset, 0.5), 0.03), xycoords=("data", "axes fraction"), ha="right", fontsize=8, color=color
+            f"{word} ", (max(onset, 0.5), 0.5), xycoords=("data", "axes fraction"), ha="right", fontsize=8, color=color
         )
     labelled = [(event, step) for event, step in summary.steps.items() if step is not None and event != "onset"]
     for event, step in labelled:

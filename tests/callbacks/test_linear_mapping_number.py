@@ -15,6 +15,7 @@ from grok_callbacks.callbacks._tail import is_cut, tail_after
 from grok_callbacks.functional import linear_connectivity, linear_mapping_number
 from grok_callbacks.snapshot import ModelView
 from grok_callbacks.tasks import DecoderTransformer, EmbeddingMLP, PairTaskDataModule
+from tests.metrics._ddp import run_on_two_ranks
 
 
 def slow_number(function, points, num_interpolation=21):
@@ -251,3 +252,34 @@ def test_samples_are_ordered_by_cluster():
     changes = (labels[order].diff() != 0).sum()
     assert changes == 2
     assert (labels[order][:12] == 0).all(), "the largest cluster comes first"
+
+
+class Counting(nn.Module):
+    """Counts the rows that pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = 0
+
+    def forward(self, x):
+        self.rows += len(x)
+        return torch.tanh(x)
+
+
+def measure_on_rank(rank):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 10), nn.Tanh(), nn.Linear(10, 8), Counting(), nn.Linear(8, 2)).double()
+    probe = Probe(train=torch.randn(40, 3, dtype=torch.float64), size=40)
+    recorder = Recorder(model, [LinearMappingNumberMonitor("1", num_samples=40, on_error="raise")], probe)
+    recorder.bind()
+    model[3].rows = 0
+    return recorder.record(step=0)["grok/lmn/1"], model[3].rows
+
+
+def test_pairs_are_split_over_ranks():
+    alone, rows_alone = measure_on_rank(0)
+    (first, rows_first), (second, rows_second) = run_on_two_ranks(measure_on_rank)
+    assert first == second == pytest.approx(alone, rel=1e-12)
+    # 780 segments of 19 inner points, beside a few rows that every rank needs.
+    assert rows_alone >= 780 * 19
+    assert max(rows_first, rows_second) < 0.56 * rows_alone
