@@ -19,7 +19,7 @@ from grok_callbacks.functional._common import entropy, to_double
 # they don't.
 _TALL = 3
 # Multiplications of a Gram matrix below which the routes' fixed costs exceed what they save.
-_WORTH_A_GRAM = 8_000_000
+_WORTH_A_GRAM = 16_000_000
 _WORTH_SPLITTING = 100_000_000
 # Smallest eigenvalue of a Gram matrix, relative to the largest, that is trusted. Rounding moves an eigenvalue by a few
 # eps of the largest, so that a singular value at this limit is off by some 1e-11 of the largest, larger ones by less.
@@ -92,11 +92,10 @@ def singular_values(matrix: Tensor) -> Tensor:
     tall = matrix.detach() if matrix.is_floating_point() else to_double(matrix)
     # LAPACK is slower on wide matrices, and below rows are never fewer than columns.
     tall = tall if tall.shape[0] >= tall.shape[1] else tall.T
-    # LAPACK complains of what is not finite on standard output.
-    largest = max(abs(bound) for bound in torch.stack(tall.aminmax()).tolist())
-    if not math.isfinite(largest):
+    # LAPACK complains of what is not finite on standard output. The sum tells in one pass, unless it overflows.
+    if not math.isfinite(float(tall.sum())) and not tall.isfinite().all():
         return to_double(tall).new_full((tall.shape[1],), torch.nan)
-    values = _fast_singular_values(tall, largest)
+    values = _fast_singular_values(tall)
     return torch.linalg.svdvals(to_double(tall)) if values is None else values
 
 
@@ -175,7 +174,7 @@ def effective_rank(matrix: Tensor) -> Tensor:
     return spectral_entropy(matrix).exp()
 
 
-def _fast_singular_values(tall: Tensor, largest: float) -> Tensor | None:
+def _fast_singular_values(tall: Tensor) -> Tensor | None:
     """Singular values by a Gram matrix, of the whole or of what a low rank leaves; None where neither is worth while.
 
     A sample of the rows tells which route to try, for a few percent of the whole: to try in vain costs more. An unusual
@@ -183,7 +182,10 @@ def _fast_singular_values(tall: Tensor, largest: float) -> Tensor | None:
     """
     rows, columns = tall.shape
     work = rows * columns**2
-    if rows < _TALL * columns or work < _WORTH_A_GRAM or not _SAFE_RANGE[0] < largest < _SAFE_RANGE[1]:
+    if rows < _TALL * columns or work < _WORTH_A_GRAM:
+        return None
+    largest = max(abs(float(bound)) for bound in tall.aminmax())
+    if not _SAFE_RANGE[0] < largest < _SAFE_RANGE[1]:
         return None
     size = min(2 * columns, rows // 6)
     stride = rows // size
