@@ -3,7 +3,7 @@
 Singular values are the expensive part. A Gram matrix has them at a fraction of the price of an SVD, but squares the
 condition number: what lies below ``sqrt(eps)`` of the largest singular value drowns in rounding, and grokking ends in
 low-rank matrices, where everything but a few values lies there. :func:`singular_values` takes the Gram matrix only
-where its smallest eigenvalue is resolved, and sees to low rank by splitting off the dominant subspace first.
+where its smallest eigenvalue is resolved, and of a low rank only what is left when the dominant subspace is split off.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _RESOLVED = 1e-10
 # Eigenvalues of a sample's Gram matrix, relative to the largest, that count towards its rank.
 _RANK = 1e-12
 # Share of the matrix (its Frobenius norm) that may be left when the dominant directions are split off, for the rest to
-# be measured in single precision: the rest is then wrong by less than 1e-3 of itself, 1e-10 of the whole.
+# be measured in single precision: the rest's values are then wrong by less than 1e-3 of its norm, 1e-10 of the whole.
 _REST = 1e-7
 # Norm of the coupling between the dominant directions and the rest that is neglected, relative to the whole.
 _COUPLING = 1e-11
@@ -78,10 +78,10 @@ def singular_values(matrix: Tensor) -> Tensor:
         ValueError: If ``matrix`` is not a real matrix of at least one row and one column.
 
     Cost:
-        For nearly square matrices one float64 ``svdvals``. For wide and tall ones the Gram matrix of the smaller side
-        (``m n^2`` for ``m > n``, by blocks of its lower triangle) and its eigenvalues (``4/3 n^3``), less than half as
-        much as an SVD; where the Gram matrix is not resolved enough, a low rank is split off first, and failing that
-        it is ``svdvals`` again.
+        One float64 ``svdvals``, of the transpose for a wide matrix. Where one side is at least three times the other,
+        and the matrix not small, the Gram matrix of the smaller side (``m n^2`` for ``m > n``, by blocks of its lower
+        triangle) and its eigenvalues (``4/3 n^3``) instead, about half as much; likewise for a rank of ``n / 8`` or
+        less. A rank or a decay in between takes ``svdvals`` and some percent for finding that out.
 
     Example:
         >>> singular_values(torch.tensor([[3.0, 0.0], [0.0, -4.0], [0.0, 0.0]]))
@@ -236,14 +236,15 @@ def _by_splitting(tall: Tensor, directions: Tensor, largest: float) -> Tensor | 
     # E in units in which it is at most of order one, lest its squares vanish in single precision.
     unit = _REST * largest
     core = directions.new_zeros(rank, rank)
-    cross = torch.zeros(rank, columns, device=tall.device)
-    rest = torch.zeros(columns, columns, device=tall.device)
+    precision = _precision_of_rest(tall.device)
+    cross = torch.zeros(rank, columns, dtype=precision, device=tall.device)
+    rest = torch.zeros(columns, columns, dtype=precision, device=tall.device)
     for chunk in torch.split(tall, _chunk_rows(columns)):
         exact = to_double(chunk)
         image = exact @ directions
-        remainder = torch.addmm(exact, image, directions.T, beta=1 / unit, alpha=-1 / unit).float()
+        remainder = torch.addmm(exact, image, directions.T, beta=1 / unit, alpha=-1 / unit).to(precision)
         core.addmm_(image.T, image)
-        cross.addmm_((image / largest).float().T, remainder)
+        cross.addmm_((image / largest).to(precision).T, remainder)
         _add_lower_gram(rest, remainder)
     factor, info = torch.linalg.cholesky_ex(core)
     if info != 0:
@@ -258,6 +259,15 @@ def _by_splitting(tall: Tensor, directions: Tensor, largest: float) -> Tensor | 
         return None
     remaining = torch.linalg.eigvalsh(rest)[rank:].clamp(min=0).sqrt() * unit
     return torch.cat([remaining, dominant]).sort(descending=True).values
+
+
+def _precision_of_rest(device: torch.device) -> torch.dtype:
+    """Single where its products are of single precision, not of the fewer bits that a user may allow (TF32, bfloat16)."""
+    try:
+        exact = device.type == "cpu" and torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:  # set per backend, for which there is no one answer
+        exact = False
+    return torch.float32 if exact else torch.float64
 
 
 def _add_lower_gram(gram: Tensor, matrix: Tensor) -> None:

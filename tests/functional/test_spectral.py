@@ -207,6 +207,23 @@ def test_strided_and_transposed_views():
     check_against_svdvals(matrix.T)
 
 
+def test_lower_matmul_precision_is_not_used():
+    """What a user allows the model's products, ours don't take."""
+    before = torch.get_float32_matmul_precision()
+    assert spectral._precision_of_rest(torch.device("cpu")) == torch.float32
+    assert spectral._precision_of_rest(torch.device("cuda")) == torch.float64
+    try:
+        torch.set_float32_matmul_precision("medium")
+        assert spectral._precision_of_rest(torch.device("cpu")) == torch.float64
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            check_against_svdvals(of_rank(TALL, 8))
+            check_against_svdvals(gaussian(*TALL, dtype=torch.float32))
+    finally:
+        torch.set_float32_matmul_precision(before)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        check_against_svdvals(of_rank(TALL, 8))
+
+
 def test_leaves_weights_alone():
     weight = torch.nn.Parameter(gaussian(*TALL, dtype=torch.float32))
     before = weight.detach().clone()
