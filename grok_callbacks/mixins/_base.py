@@ -156,11 +156,8 @@ def _select(names: tuple[str, ...], globs: str | tuple[str, ...]) -> list[str]:
 
 
 def whole(parameter: Tensor) -> Tensor:
-    """A differentiable copy of a parameter, gathered from all ranks if it is sharded.
-
-    A copy: a penalty is at the clean weights, and its backward pass runs while the parameter itself holds noisy ones.
-    """
-    return parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter.clone()
+    """A parameter itself, or gathered from all ranks, differentiably, if it is sharded."""
+    return parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
 
 
 def no_autocast(tensor: Tensor) -> torch.autocast:

@@ -124,13 +124,14 @@ class _GraftType(type):
 def _graft_instance(module: nn.Module, mixins: Sequence[Mixin]) -> None:
     present = list(mixins_of(module).values())
     module.__dict__["_grok_mixins"] = _keyed((*present, *mixins))
+    module.__dict__.pop("_grok_checked", None)
     cls = type(module)
     if "_grok_base" not in vars(cls):
         object.__setattr__(module, "__class__", _graft(cls, _inherited(cls), None))
-    # A module compiled as a whole, and then grafted, has its compiled step on the instance, where it would hide ours.
-    replaced = module.__dict__.pop("training_step", None)
-    if replaced is not None:
-        module.__dict__["_grok_training_step"] = replaced
+        # A module compiled as a whole, and then grafted, has its compiled step on the instance, where it would hide ours.
+        replaced = module.__dict__.pop("training_step", None)
+        if replaced is not None:
+            module.__dict__["_grok_training_step"] = replaced
 
 
 def _inherited(cls: type[Any]) -> tuple[Mixin, ...]:

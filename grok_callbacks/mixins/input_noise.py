@@ -83,7 +83,7 @@ class InputNoiseMixin(Mixin):
         self.seed = seed
         self._draws = 0
         self._accuracy: Tensor | float = 0.0
-        self._missed_epoch: int | None = None
+        self._epochs_without: set[int] = set()
         # What each embedding was jittered by in this step, for recomputation under activation checkpointing.
         self._given: dict[nn.Module, list[Tensor]] = {}
 
@@ -126,7 +126,8 @@ class InputNoiseMixin(Mixin):
 
     def state_dict(self, module: nn.Module) -> dict[str, Any]:
         """The number of draws and the accuracy so far."""
-        self._read_metric(module)
+        if self.active:
+            self._read_metric(module)  # An epoch's metric comes after its last step.
         return {"draws": self._draws, "accuracy": float(self._accuracy)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -141,24 +142,29 @@ class InputNoiseMixin(Mixin):
     def _sigma(self, module: nn.Module) -> Tensor | float:
         if self.l1 == 0:
             return self.l2
-        self._read_metric(module)
+        trainer = getattr(module, "_trainer", None)
+        if self.accuracy is not None and trainer is not None and not self._read_metric(module):
+            epochs = self._epochs_without
+            epochs.add(trainer.current_epoch)
+            if len(epochs) > 1:
+                logged = sorted(trainer.callback_metrics)
+                raise ValueError(f"`accuracy`: {self.accuracy!r} was not logged during an epoch. Logged are {logged}.")
         # A tensor stays on its device: reading it would wait for the step before.
         accuracy = torch.as_tensor(self._accuracy)
         self.log(module, f"{self.name}/accuracy", accuracy)
         return (self.l1 * (1 - accuracy)).clamp(min=self.l2)
 
-    def _read_metric(self, module: nn.Module) -> None:
+    def _read_metric(self, module: nn.Module) -> bool:
+        """Take up the named metric, if it has been logged."""
         trainer = getattr(module, "_trainer", None)
-        if self.accuracy is None or trainer is None:
-            return
-        logged = trainer.callback_metrics
-        if self.accuracy in logged:
-            self._accuracy = float(logged[self.accuracy])
-            self._missed_epoch = -1
-        elif self._missed_epoch is None:
-            self._missed_epoch = trainer.current_epoch
-        elif 0 <= self._missed_epoch < trainer.current_epoch:
-            raise ValueError(f"`accuracy`: {self.accuracy!r} was not logged during an epoch. Logged are {sorted(logged)}.")
+        if self.accuracy is None or trainer is None or self.accuracy not in trainer.callback_metrics:
+            return False
+        value = float(trainer.callback_metrics[self.accuracy])
+        if not 0 <= value <= 1:
+            raise ValueError(f"`accuracy`: {self.accuracy!r} is {value}, and must be between 0 and 1.")
+        self._accuracy = value
+        self._epochs_without.clear()
+        return True
 
     def _embeddings(self, module: nn.Module) -> list[nn.Module]:
         names = {

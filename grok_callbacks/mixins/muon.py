@@ -35,7 +35,8 @@ class MuonMixin(Mixin):
         lr: Muon's learning rate where the schedule has its base value; it follows the schedule's shape. By default the
             group's own, which suits ``adjust_lr_fn="match_rms_adamw"``.
         momentum: Momentum.
-        weight_decay: Decoupled weight decay. By default the group's own, or 0 where it has none.
+        weight_decay: Decoupled weight decay. By default the group's own, which Muon decouples even if the rest does not, or 0
+            where it has none.
         nesterov: Whether momentum is Nesterov's.
         ns_steps: Newton-Schulz iterations.
         adjust_lr_fn: How updates are scaled with the matrix's shape: ``"match_rms_adamw"`` to the size of AdamW's updates, or

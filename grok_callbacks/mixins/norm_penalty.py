@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -31,7 +32,7 @@ class NormPenaltyMixin(Mixin):
 
     Logged: ``grok/penalty/norm``, the penalty with its factor.
 
-    Cost: a few passes over the parameters at every (micro-)batch, and a copy of them.
+    Cost: a few passes over the parameters and a copy of them at every (micro-)batch.
 
     Source: the negative penalty is that of Golechha 2024, "Progress Measures for Grokking on Real-world Tasks",
     arXiv 2405.12755.
@@ -71,17 +72,16 @@ class NormPenaltyMixin(Mixin):
 
     def penalty(self, module: nn.Module) -> Tensor:
         """The penalty as a differentiable scalar, for a loss of your own (under manual optimisation, say)."""
-        parameters = chosen_parameters(module, self.parameters).values()
+        parameters = list(chosen_parameters(module, self.parameters).values())
         if not parameters:
             return torch.zeros(())
-        norms = []
-        for parameter in parameters:
-            with no_autocast(parameter):
-                # The sum of squares of half-precision weights would overflow, or lose what is small, in their own precision.
-                copy = whole(parameter).to(torch.promote_types(parameter.dtype, torch.float32))
-                norms.append(torch.linalg.vector_norm(copy, self.ord))
-        norm = torch.linalg.vector_norm(torch.stack([norm.to(norms[0]) for norm in norms]), self.ord)
-        penalty: Tensor = self.weight * norm**self.power
+        with no_autocast(parameters[0]):
+            # In half precision the sum of squares would overflow, or lose what is small.
+            precision = functools.reduce(torch.promote_types, (parameter.dtype for parameter in parameters), torch.float32)
+            flat = [whole(parameter).flatten().to(parameters[0].device, precision) for parameter in parameters]
+            # Concatenating copies, as it must: the backward pass may run while the parameters hold noisy weights.
+            norm = torch.linalg.vector_norm(torch.cat(flat), self.ord)
+            penalty: Tensor = self.weight * norm**self.power
         return penalty
 
     def weight_penalty(self, module: nn.Module) -> Tensor:

@@ -61,14 +61,12 @@ class SpectralEntropyMixin(Mixin):
 
     def penalty(self, module: nn.Module) -> Tensor:
         """The penalty as a differentiable scalar, for a loss of your own (under manual optimisation, say)."""
-        matrices = chosen_parameters(module, self.parameters, matrices=True).values()
+        matrices = list(chosen_parameters(module, self.parameters, matrices=True).values())
         if not matrices:
             return torch.zeros(())
-        entropies = []
-        for matrix in matrices:
-            with no_autocast(matrix):
-                entropies.append(spectral_entropy_penalty(whole(matrix).flatten(1)))
-        return self.beta * torch.stack([entropy.to(entropies[0]) for entropy in entropies]).mean()
+        with no_autocast(matrices[0]):
+            entropies = [spectral_entropy_penalty(whole(matrix).flatten(1)) for matrix in matrices]
+            return self.beta * torch.stack([entropy.to(entropies[0]) for entropy in entropies]).mean()
 
     def weight_penalty(self, module: nn.Module) -> Tensor:
         """See :meth:`penalty`."""

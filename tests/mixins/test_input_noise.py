@@ -173,6 +173,16 @@ def test_an_accuracy_that_is_never_logged():
         fit(with_mixins(Mlp(), InputNoiseMixin(0.1, 0.1, accuracy="acc")), max_epochs=3)
 
 
+def test_an_accuracy_that_is_none():
+    class Percent(Mlp):
+        def training_step(self, batch, batch_idx):
+            self.log("train_acc", 95.0)
+            return super().training_step(batch, batch_idx)
+
+    with pytest.raises(MisconfigurationException, match="between 0 and 1"):
+        fit(with_mixins(Percent(), InputNoiseMixin(0.1, 0.1, accuracy="train_acc")))
+
+
 def batch_seen(batch, mixin):
     """What ``training_step`` gets for a batch."""
 

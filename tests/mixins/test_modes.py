@@ -77,6 +77,15 @@ def test_compiled_modules(names, how):
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
 
 
+def test_grafted_again_after_compiling():
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    module = from_compiled(torch.compile(with_mixins(Tokens(), MIXINS["spectral"]), backend="aot_eager"))
+    with_mixins(module, MIXINS["norm"], MIXINS["weight noise"])
+    reference = tokens(["spectral", "norm", "weight noise"])
+    assert fit(module, token_loader()).losses == pytest.approx(fit(reference, token_loader()).losses, rel=1e-4)
+
+
 class Convolutional(Mlp):
     """A small CNN with batch norm."""
 
