@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from reproduce_robustness import EVERY, METHODS, SETTINGS
+from reproduce_robustness import EVERY, METHODS, SETTINGS, Cell, prepare
 
 Run = dict[str, Any]
 Runs = dict[tuple[str, str], list[Run]]
@@ -28,7 +28,14 @@ SIGNALS = {
     "validation accuracy itself": "val_acc",
 }
 LAWS = ("identity", "inverse", "associativity")
-COLORS = {"baseline": "#4c4c4c", "noise": "#d95f02", "small noise": "#fdae6b", "penalty": "#1b6ca8", "small penalty": "#74add1"}
+COLORS = {
+    "baseline": "#4c4c4c",
+    "noise": "#d95f02",
+    "small noise": "#fdae6b",
+    "penalty": "#1b6ca8",
+    "small penalty": "#74add1",
+    "mirrored data": "#7b3294",
+}
 
 
 def read(folder: Path) -> Runs:
@@ -36,6 +43,7 @@ def read(folder: Path) -> Runs:
     runs: Runs = {}
     for path in sorted(folder.glob("*.json")):
         result = json.loads(path.read_text())
+        add_hard_accuracy(result)
         runs.setdefault((result["setting"], result["method"]), []).append(result)
     return {key: sorted(group, key=lambda run: run["seed"]) for key, group in runs.items()}
 
@@ -110,6 +118,32 @@ def move(steps: list[int], values: list[float], start: int, onset: int) -> int |
     return None
 
 
+def add_hard_accuracy(run: Run) -> None:
+    """Add the curve of the accuracy on validation pairs of which neither order was trained on, of a commutative task.
+
+    Where the training pairs are known, their agreement with unseen mirror images is the accuracy on these; the rest follows.
+    """
+    curves = run["curves"]
+    if SETTINGS[run["setting"]].task != "add" or "grok/commutativity/unseen" not in curves:
+        return
+    data = prepare(Cell(run["setting"], "baseline", run["seed"])).data
+    seen = {tuple(pair) for pair in data.train_set.inputs.tolist()}
+    share = sum((b, a) in seen for a, b in data.val_set.inputs.tolist()) / len(data.val_set)
+    points = zip(
+        curves["val_acc"][0], curves["val_acc"][1], curves["grok/commutativity/unseen"][1], curves["train_acc"][1], strict=True
+    )
+    known = [
+        (step, (accuracy - share * mirrored) / (1 - share)) for step, accuracy, mirrored, trained in points if trained >= 0.99
+    ]
+    curves["hard_acc"] = [[step for step, _ in known], [value for _, value in known]]
+
+
+def steps_on_hard_pairs(run: Run) -> int:
+    """Steps to 90% on pairs of which neither order was trained on."""
+    step = first_at_least(run, "hard_acc", 0.9)
+    return run["last_step"] if step is None else step
+
+
 def first_at_least(run: Run, key: str, level: float) -> int | None:
     """The first of two consecutive measurements at or above a level."""
     steps, values = run["curves"].get(key, ([], []))
@@ -152,6 +186,19 @@ def median_event(group: list[Run], event: str) -> str:
     happened = [run[event] for run in group if run[event] is not None]
     text = f"{np.median(happened):.0f}" if happened else "never"
     return text if len(happened) in (0, len(group)) else f"{text} ({len(happened)} of {len(group)})"
+
+
+def hard_table(runs: Runs) -> list[str]:
+    lines = ["| method | runs | steps to 90% on all validation pairs [95%] | on pairs of which neither order was trained on |"]
+    lines += ["|---|---|---|---|"]
+    for method in METHODS:
+        group = [run for run in runs.get(("mlp add", method), []) if first_at_least(run, "hard_acc", 0.9) is not None]
+        if group:
+            columns = [
+                interval(*bootstrap([cost(run) for run in group])) for cost in (steps_to_generalise, steps_on_hard_pairs)
+            ]
+            lines.append(f"| {method} | {len(group)} | {' | '.join(columns)} |")
+    return lines
 
 
 def signals_table(runs: Runs) -> list[str]:
@@ -279,9 +326,10 @@ def signals_figure(runs: Runs) -> Figure:
             axes.axvline(run["onset_step"], color="#d95f02", lw=0.6, alpha=0.6, label="onset" if index == 0 else None)
             step = move(steps, values, run["memorized_step"], run["onset_step"])
             if step is not None:
-                axes.plot(step, at(run, SIGNALS[name], step), "o", ms=4, color="black", label="moves" if index == 0 else None)
+                axes.plot(step, at(run, SIGNALS[name], step), "o", ms=4, color="black")
         if name == "input gradient":
             axes.set_yscale("log")
+        axes.plot([], [], "o", ms=4, color="black", label="moves")
         axes.set(title=name, xlabel="steps")
         axes.title.set_fontsize(9)
         axes.spines[["top", "right"]].set_visible(False)
@@ -292,7 +340,12 @@ def signals_figure(runs: Runs) -> Figure:
 def write(folder: Path, report: Path) -> None:
     """Print the tables, put them between the markers of ``robustness.md``, and draw the figures."""
     runs = read(folder)
-    tables = {"methods": methods_table(runs), "signals": signals_table(runs), "laws": laws_table(runs)}
+    tables = {
+        "methods": methods_table(runs),
+        "hard": hard_table(runs),
+        "signals": signals_table(runs),
+        "laws": laws_table(runs),
+    }
     path = report / "robustness.md"
     text = path.read_text() if path.exists() else "\n".join(f"<!-- {name} -->\n<!-- end -->\n" for name in tables)
     for name, lines in tables.items():
