@@ -262,8 +262,9 @@ class TestInATrainer:
 
 
 def on_rank(rank, settings):
-    monitor = CircuitComplexityMonitor("*", **settings)
-    values = measured(network(), monitor)
+    monitor, model = CircuitComplexityMonitor("*", **settings), network()
+    values = measured(model, monitor)
+    assert all(torch.equal(after, before) for after, before in zip(model.parameters(), network().parameters(), strict=True))
     return values, monitor.state_dict()["metric"]
 
 

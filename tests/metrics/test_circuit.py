@@ -44,3 +44,22 @@ def test_a_refused_batch_leaves_no_trace():
     with pytest.raises(ValueError, match="leading dimension"):
         metric.update(torch.ones(2, 3), torch.ones(5, 2, 3))
     torch.testing.assert_close(metric.compute(), circuit_complexity(*good))
+
+
+def test_masks_may_come_in_parts():
+    logits, pruned = torch.randn(7, 4), torch.randn(5, 7, 4)
+    parts = [CircuitComplexity(5) for _ in range(3)]
+    whole = CircuitComplexity(5)
+    for rank, part in enumerate(parts):
+        share = slice(rank, None, 3)
+        for metric in (part, whole):
+            metric.update(logits, pruned[share], share)
+        assert torch.equal(part.compute().isnan(), torch.arange(5) % 3 != rank)
+    torch.testing.assert_close(whole.compute(), circuit_complexity(logits, pruned))
+    # What ranks do: the sum of their states is the whole's.
+    for state in ("total", "count"):
+        torch.testing.assert_close(sum(getattr(part, state) for part in parts), getattr(whole, state))
+    whole.reset()
+    assert not whole.total.any()
+    with pytest.raises(ValueError, match="a leading dimension of 2"):
+        whole.update(logits, pruned, slice(0, 2))
