@@ -39,7 +39,7 @@ def test_each_matrix_once():
 
 
 def test_chosen_ones_in_a_trainer():
-    module, trainer = fit([WeightEntropyMonitor("net.0.*")])
+    _, trainer = fit([WeightEntropyMonitor("net.0.*")])
     logged = {key: value for key, value in trainer.callback_metrics.items() if key.startswith("grok/")}
     assert set(logged) == {"grok/weight_entropy/net.0.weight"}
 
