@@ -250,10 +250,11 @@ def _by_splitting(tall: Tensor, directions: Tensor, largest: float) -> Tensor | 
     if info != 0:
         return None
     coupled = torch.linalg.solve_triangular(factor / largest, to_double(cross), upper=False)
+    # Before the subtraction: what is far larger than its difference leaves nothing but rounding.
+    left = unit * to_double(rest).trace().sqrt()
     rest = to_double(rest.tril() + rest.tril(-1).T) - coupled.T @ coupled
     _, dominant, rows = torch.linalg.svd(factor.T @ directions.T + unit * coupled, full_matrices=False)
     whole = torch.linalg.vector_norm(dominant)
-    left = unit * rest.trace().clamp(min=0).sqrt()
     coupling = unit * ((rows @ rest) * rows).sum().clamp(min=0).sqrt()
     if left > _REST * whole or coupling > _COUPLING * whole:
         return None

@@ -123,6 +123,38 @@ def test_routes_taken(monkeypatch):
     check_against_svdvals(misleading)
 
 
+UNEVEN = {
+    "full rank": [1.0] * 136,
+    "slow decay": SPECTRA["slow decay"],
+    "rank 75": [1.0] * 75,
+    "large uneven rest": [1.0] * 4 + [1e-2] * 4 + [1e-6] * 128,
+    "small uneven rest": [1.0] * 4 + [1e-8] * 4 + [1e-12] * 128,
+}
+
+
+@pytest.mark.parametrize("name", UNEVEN)
+def test_no_route_takes_what_it_gets_wrong(name):
+    """Whatever the sample of rows says: a route's result is accurate, or there is none."""
+    matrix = with_spectrum(TALL, UNEVEN[name])
+    exact = torch.linalg.svd(matrix, full_matrices=False)
+    rows = exact.Vh.T[:, :4]
+    directions = {
+        "dominant": rows,
+        "off": torch.linalg.qr(rows + 1e-6 * gaussian(*rows.shape)).Q,
+        "some": torch.linalg.qr(gaussian(*rows.shape)).Q,
+    }
+    results = {"gram": spectral._by_gram(matrix)}
+    for which, basis in directions.items():
+        results[which] = spectral._by_splitting(matrix, basis, float(matrix.abs().max()))
+    for which, values in results.items():
+        if values is not None:
+            assert (values - exact.S).abs().max() <= 1e-6 * exact.S[0], which
+            assert spectrum_entropy(values).item() == pytest.approx(slow_entropy(exact.S.numpy()), abs=1e-6), which
+    assert (results["gram"] is not None) == (name == "full rank")
+    assert (results["dominant"] is not None) == (name == "small uneven rest")
+    assert results["some"] is None
+
+
 @pytest.mark.parametrize("scale", [1e-250, 1e-30, 1e30, 1e250])
 def test_scale_is_carried_through(scale):
     for matrix in (gaussian(*TALL), of_rank(TALL, 4, torch.float64)):
