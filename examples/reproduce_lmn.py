@@ -6,6 +6,7 @@ JSON line per measurement to ``OUTPUT/{task}-{seed}.jsonl``. A run is complete w
 complete runs are skipped, others begin anew (a run takes minutes):
 
     python examples/reproduce_lmn.py --output runs/lmn
+    python examples/reproduce_lmn.py --output runs/lmn --report docs/reproductions
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -126,7 +128,13 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--report", type=Path, help="write tables and figure of the complete runs here, and train nothing")
     arguments = parser.parse_args()
+    if arguments.report is not None:
+        from lmn_report import report
+
+        report(arguments.output, arguments.report, f"{os.cpu_count()} cores, torch {torch.__version__}")
+        return
     torch.set_num_threads(arguments.threads)
     arguments.output.mkdir(parents=True, exist_ok=True)
     for seed in arguments.seeds:
