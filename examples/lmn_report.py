@@ -103,11 +103,9 @@ def tables(runs: dict[str, dict[int, list[dict]]]) -> str:
         start, end = dict.fromkeys(seeds, 0), {seed: len(rows) - 1 for seed, rows in seeds.items()}
         peak = [max(row[LMN] for row in rows if LMN in row) for rows in seeds.values()]
         calm = {seed: before_instability(rows) for seed, rows in seeds.items()}
-        marks.append(
-            [TITLES[task], str(len(seeds)), over("step", memorized, 0), over("step", generalized, 0)]
-            + [over(LMN, start), spread(peak), over(LMN, memorized), over(LMN, generalized), over(LMN, calm), over(LMN, end)]
-            + [over(L2, memorized), over(L2, generalized), PAPER[task]]
-        )
+        sizes = [over(LMN, start), spread(peak), *(over(LMN, mark) for mark in (memorized, generalized, calm, end))]
+        when = [over("step", memorized, 0), over("step", generalized, 0)]
+        marks.append([TITLES[task], str(len(seeds)), *when, *sizes, over(L2, memorized), over(L2, generalized), PAPER[task]])
         phases = [compression_phase(rows) for rows in seeds.values()]
         r2 = {key: [squared_correlation(phase, key) for phase in phases] for key in (LMN, L2)}
         better = sum(a > b for a, b in zip(r2[LMN], r2[L2], strict=True))
@@ -135,11 +133,12 @@ def tables(runs: dict[str, dict[int, list[dict]]]) -> str:
 MARKS = """## LMN and L2 at the marks
 
 Mean over seeds (range). LMN from the first hidden layer, over all training inputs. Memorised: the first of two consecutive
-measurements with 99% training accuracy; generalised: with 90% test accuracy. Late: the last measurement before the L2 norm jumps
-by more than 3% between two measurements, as it does when the training loss has reached float noise; then LMN collapses."""
+measurements with 99% training accuracy; generalised: with 90% test accuracy. Late: the last measurement before the L2 norm
+jumps by more than 3% between two measurements, as it does when the training loss has reached float noise; then LMN
+collapses."""
 MARKS_HEADER = [
-    "task", "seeds", "memorised at", "generalised at", "LMN at step 0", "LMN peak", "LMN memorised", "LMN generalised", "LMN late",
-    "LMN at step 20,000", "L2 memorised", "L2 generalised", "paper: LMN start / turning points / late",
+    "task", "seeds", "memorised at", "generalised at", "LMN at step 0", "LMN peak", "LMN memorised", "LMN generalised",
+    "LMN late", "LMN at step 20,000", "L2 memorised", "L2 generalised", "paper: LMN start / turning points / late",
 ]  # fmt: skip
 LINEARITY = """## Is it linear in the test loss?
 
