@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -66,8 +66,9 @@ class Batch:
         return Batch(tree_map(head, self.inputs), tree_map(head, self.targets))
 
 
+# A pure dataclass could not be named by ``class_path`` in a LightningCLI's YAML, so it has a base.
 @dataclass(frozen=True, eq=False, repr=False)
-class Probe:
+class Probe(Hashable):
     """A fixed set of samples that a run is watched through.
 
     Inside a Trainer the samples come from its own loaders: map-style datasets are indexed directly, since iterating a loader

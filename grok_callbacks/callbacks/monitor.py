@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import logging
+from abc import ABCMeta
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar, cast
 
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
@@ -34,7 +35,44 @@ Question = Literal["Is it memorising?", "Is it compressing?", "Is it about to ge
 _log = logging.getLogger("grok_callbacks")
 
 
-class Monitor(Callback):
+class _MonitorType(ABCMeta):
+    """Labels each monitor with the settings that it is made with, which tell two monitors of one class apart.
+
+    A ``__new__`` could do it as well, but would hide the settings of ``__init__`` from a LightningCLI.
+    """
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        self = super().__call__(*args, **kwargs)
+        settings = _given_settings(cls, args, kwargs)
+        if settings:
+            self._label += f"({', '.join(f'{key}={_describe(value)}' for key, value in settings.items())})"
+        return self
+
+    @property
+    def __signature__(cls) -> inspect.Signature:
+        signature = inspect.signature(cast("Any", cls).__init__)
+        return signature.replace(parameters=list(signature.parameters.values())[1:])
+
+
+def _given_settings(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments that differ from their defaults, by name."""
+    signature = inspect.signature(cast("Any", cls).__init__)
+    given: dict[str, Any] = {}
+    for name, value in list(signature.bind(None, *args, **kwargs).arguments.items())[1:]:
+        is_rest = signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
+        given |= value if is_rest else {name: value}
+    initialisers = [
+        inspect.signature(vars(base)["__init__"]) for base in reversed(cls.__mro__[:-1]) if "__init__" in vars(base)
+    ]
+    defaults = {name: parameter.default for one in initialisers for name, parameter in one.parameters.items()}
+    return {name: value for name, value in given.items() if not _is_same(value, defaults.get(name, inspect.Parameter.empty))}
+
+
+def _is_same(value: Any, default: Any) -> bool:
+    return value is default or (isinstance(value, (bool, int, float, str)) and value == default)
+
+
+class Monitor(Callback, metaclass=_MonitorType):
     """Measures something of the model while it trains, and logs it.
 
     A monitor of your own defines :meth:`measure`, and :meth:`bind` if it must choose layers or parameters first. All monitors
@@ -77,16 +115,6 @@ class Monitor(Callback):
     preset: ClassVar[Preset | None] = None
 
     metric: Metric | MetricCollection
-    _settings: dict[str, Any]
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Monitor:
-        """Remember the settings that were given, which tell two monitors of one class apart."""
-        self = super().__new__(cls)
-        # Partial, since unpickling passes none.
-        bound = inspect.signature(cls.__init__).bind_partial(self, *args, **kwargs)
-        self._settings = {key: value for key, value in list(bound.arguments.items())[1:] if key != "kwargs"}
-        self._settings |= bound.arguments.get("kwargs", {})
-        return self
 
     def __init__(
         self,
@@ -122,8 +150,6 @@ class Monitor(Callback):
         self._stand_ins: tuple[str, ...] = ()
         self._restored: dict[str, Any] | None = None
         self._label = type(self).__qualname__
-        if self._settings:
-            self._label += f"({', '.join(f'{key}={_describe(value)}' for key, value in self._settings.items())})"
 
     # What a monitor of one's own defines.
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import itertools
 import math
 import pickle
@@ -598,3 +599,8 @@ def test_metrics_logged_in_the_modules_own_hook_at_the_end_of_an_epoch():
     assert monitor.history["train_acc"].values == pytest.approx([0.04, 0.08, 0.12])
     assert monitor.history["val_acc"].values == pytest.approx([0.08, 0.16, 0.24])
     assert all(math.isfinite(value) for value in monitor.history["grok/accuracy/train"].values)
+
+
+def test_a_class_shows_its_settings():
+    assert list(inspect.signature(NormMonitor).parameters) == ["parameters", "ord", "kwargs"]
+    assert "prefix" in inspect.signature(Monitor).parameters
