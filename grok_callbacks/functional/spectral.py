@@ -18,13 +18,12 @@ from grok_callbacks.functional._common import entropy, to_double
 # Rows per column from which the fast routes are tried: below it they gain little where they work and cost most where
 # they don't.
 _TALL = 3
-# Multiplications of a Gram matrix below which the routes' fixed costs exceed what they save.
-_WORTH_A_GRAM = 16_000_000
-_WORTH_SPLITTING = 100_000_000
+# Multiplications of a Gram matrix below which the routes' fixed costs are no longer small beside what they save.
+_WORTH_WHILE = 100_000_000
 # Smallest eigenvalue of a Gram matrix, relative to the largest, that is trusted. Rounding moves an eigenvalue by a few
 # eps of the largest, so that a singular value at this limit is off by some 1e-11 of the largest, larger ones by less.
 _RESOLVED = 1e-10
-# Eigenvalues of a sample's Gram matrix, relative to the largest, that count towards its rank.
+# Eigenvalues of a sample's Gram matrix, relative to its diagonal, that count towards its rank.
 _RANK = 1e-12
 # Share of the matrix (its Frobenius norm) that may be left when the dominant directions are split off, for the rest to
 # be measured in single precision: the rest's values are then wrong by less than 1e-3 of its norm, 1e-10 of the whole.
@@ -33,7 +32,7 @@ _REST = 1e-7
 _COUPLING = 1e-11
 # Columns per dimension of a rank worth splitting off: a higher one costs as much as it saves.
 _LOW_RANK = 8
-# Largest entry of matrices whose squares can neither overflow nor vanish.
+# Largest entry of matrices whose squares neither overflow nor vanish in double precision; any in a lower one is.
 _SAFE_RANGE = (1e-100, 1e100)
 # Entries converted to double precision at a time.
 _CHUNK = 2**19
@@ -181,27 +180,25 @@ def _fast_singular_values(tall: Tensor) -> Tensor | None:
     sample costs time, not accuracy.
     """
     rows, columns = tall.shape
-    work = rows * columns**2
-    if rows < _TALL * columns or work < _WORTH_A_GRAM:
+    if rows < _TALL * columns or rows * columns**2 < _WORTH_WHILE:
         return None
-    largest = max(abs(float(bound)) for bound in tall.aminmax())
-    if not _SAFE_RANGE[0] < largest < _SAFE_RANGE[1]:
+    if tall.dtype == torch.float64 and not _SAFE_RANGE[0] < _largest(tall) < _SAFE_RANGE[1]:
         return None
     size = min(2 * columns, rows // 6)
     stride = rows // size
     sample = to_double(tall[stride // 2 :: stride][:size])
     gram = sample.new_zeros(min(size, columns), min(size, columns))
     _add_lower_gram(gram, sample.T if size < columns else sample)
-    gram.diagonal().sub_(_RANK * gram.trace())
+    gram.diagonal().mul_(1 - _RANK)
     # The order of the first minor that is not positive, one more than the rank; 0 if there is none.
     singular_minor = int(torch.linalg.cholesky_ex(gram).info)
     if singular_minor == 0:
         return _by_gram(tall)
     rank = singular_minor - 1
-    if rank > columns // _LOW_RANK or work < _WORTH_SPLITTING:
+    if rank > columns // _LOW_RANK:
         return None
     directions = _dominant_directions(sample, rank)
-    return None if directions is None else _by_splitting(tall, directions, largest)
+    return None if directions is None else _by_splitting(tall, directions)
 
 
 def _dominant_directions(sample: Tensor, rank: int) -> Tensor | None:
@@ -224,7 +221,7 @@ def _by_gram(tall: Tensor) -> Tensor | None:
     return eigenvalues.flip(0).sqrt() if eigenvalues[0] > _RESOLVED * eigenvalues[-1] else None
 
 
-def _by_splitting(tall: Tensor, directions: Tensor, largest: float) -> Tensor | None:
+def _by_splitting(tall: Tensor, directions: Tensor) -> Tensor | None:
     """Singular values of a numerically low-rank matrix and of the rounding noise it leaves, or None if more is left.
 
     With ``V`` the directions, ``C = A V`` and ``E = A - C V^T``, and with ``Q R = C``, the matrix is
@@ -233,6 +230,7 @@ def _by_splitting(tall: Tensor, directions: Tensor, largest: float) -> Tensor | 
     that its Gram matrix is as good as ``E``. One pass over the matrix gives all the products.
     """
     columns, rank = directions.shape
+    largest = _largest(tall)
     # E in units in which it is at most of order one, lest its squares vanish in single precision.
     unit = _REST * largest
     core = directions.new_zeros(rank, rank)
@@ -260,6 +258,12 @@ def _by_splitting(tall: Tensor, directions: Tensor, largest: float) -> Tensor | 
         return None
     remaining = torch.linalg.eigvalsh(rest)[rank:].clamp(min=0).sqrt() * unit
     return torch.cat([remaining, dominant]).sort(descending=True).values
+
+
+def _largest(matrix: Tensor) -> float:
+    """Largest magnitude."""
+    lowest, highest = matrix.aminmax()
+    return max(-float(lowest), float(highest))
 
 
 def _precision_of_rest(device: torch.device) -> torch.dtype:
