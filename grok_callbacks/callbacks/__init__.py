@@ -7,11 +7,13 @@ from grok_callbacks.callbacks.activation_sparsity import ActivationSparsityMonit
 from grok_callbacks.callbacks.circuit_complexity import CircuitComplexityMonitor
 from grok_callbacks.callbacks.commutativity import CommutativityMonitor
 from grok_callbacks.callbacks.detector import GrokkingDetector
+from grok_callbacks.callbacks.feature_learning import FeatureLearningMonitor
 from grok_callbacks.callbacks.group_law import GroupLawMonitor
 from grok_callbacks.callbacks.linear_mapping_number import LinearMappingNumberMonitor
 from grok_callbacks.callbacks.monitor import Monitor
 from grok_callbacks.callbacks.norm import NormMonitor
 from grok_callbacks.callbacks.presets import default_callbacks
+from grok_callbacks.callbacks.representation import RepresentationMonitor
 from grok_callbacks.callbacks.robustness import RobustnessMonitor
 from grok_callbacks.callbacks.spectral_entropy import SpectralEntropyMonitor
 from grok_callbacks.callbacks.weight_entropy import WeightEntropyMonitor
@@ -20,11 +22,13 @@ __all__ = [
     "ActivationSparsityMonitor",
     "CircuitComplexityMonitor",
     "CommutativityMonitor",
+    "FeatureLearningMonitor",
     "GrokkingDetector",
     "GroupLawMonitor",
     "LinearMappingNumberMonitor",
     "Monitor",
     "NormMonitor",
+    "RepresentationMonitor",
     "RobustnessMonitor",
     "SpectralEntropyMonitor",
     "WeightEntropyMonitor",

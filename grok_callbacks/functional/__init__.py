@@ -41,6 +41,7 @@ from grok_callbacks.functional.representation import (
     class_distance_ratio,
     loss_oscillation,
     prediction_churn,
+    prediction_confidence,
     prediction_entropy,
     representation_entropy,
 )
@@ -90,6 +91,7 @@ __all__ = [
     "parameter_norm",
     "participation_ratio",
     "prediction_churn",
+    "prediction_confidence",
     "prediction_entropy",
     "pruned_logits",
     "pruning_masks",

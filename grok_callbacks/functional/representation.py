@@ -179,6 +179,29 @@ def prediction_entropy(logits: Tensor) -> Tensor:
     return entropy(_matrix("logits", logits).softmax(-1)).mean()
 
 
+def prediction_confidence(logits: Tensor) -> Tensor:
+    r"""Mean probability of the predicted class: :math:`\frac1n \sum_i \max_c \mathrm{softmax}(z_i)_c`.
+
+    Needs no labels. Between 1 / C and 1.
+
+    Args:
+        logits: (n, C).
+
+    Returns:
+        Scalar, float64.
+
+    Raises:
+        ValueError: if ``logits`` isn't a matrix or is empty.
+
+    Example:
+        >>> import torch
+        >>> from grok_callbacks.functional import prediction_confidence
+        >>> prediction_confidence(torch.zeros(5, 4))
+        tensor(0.2500, dtype=torch.float64)
+    """
+    return _matrix("logits", logits).softmax(-1).amax(-1).mean()
+
+
 def prediction_churn(logits: Tensor, previous_logits: Tensor) -> Tensor:
     r"""Share of samples whose predicted class (argmax) changed since the previous measurement.
 

@@ -11,6 +11,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from grok_callbacks.functional._common import to_double
 from grok_callbacks.functional.li2 import (
+    center,
     feature_energy,
     feature_gradient,
     largest_feature_cosine,
@@ -40,7 +41,7 @@ class FeatureLearning(Metric):
     ``energy_median``       median of the same
     ======================= ============================================================================
 
-    All of them are centred over all samples, so the state holds every sample: n (K + 2 C) numbers in float64. Feed it a
+    All of them are centred over all samples, so the state holds every sample: n (2 K + 2 C) numbers in float64. Feed it a
     probe, not an epoch. No n x n matrix is formed where K < n, and no K x K one where n < K.
 
     Under DDP: sharded. Each rank gives it other samples; the weight must be the same in all updates and on all ranks.
@@ -74,16 +75,19 @@ class FeatureLearning(Metric):
     targets: list[Tensor] | Tensor
     residual: list[Tensor] | Tensor
     weight: list[Tensor] | Tensor
+    gradient: list[Tensor] | Tensor
 
     def __init__(self, ridge: float = 0.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if not ridge >= 0:
             raise ValueError(f"ridge must not be negative, got {ridge}")
         self.ridge = ridge
-        for state in ("features", "targets", "residual", "weight"):
+        for state in ("features", "targets", "residual", "weight", "gradient"):
             self.add_state(state, [], dist_reduce_fx="cat")
 
-    def update(self, features: Tensor, targets: Tensor, residual: Tensor, weight: Tensor) -> None:
+    def update(
+        self, features: Tensor, targets: Tensor, residual: Tensor, weight: Tensor, gradient: Tensor | None = None
+    ) -> None:
         """Add samples.
 
         Args:
@@ -91,25 +95,26 @@ class FeatureLearning(Metric):
             targets: (n, C), labels one-hot encoded.
             residual: (n, C).
             weight: (K, C), of all samples so far.
+            gradient: (n, K), what autograd sends back to the features, negated and with the loss' reduction undone; by
+                default that of a layer whose outputs are compared with the targets directly, residual times weight.
         """
-        feature_gradient(residual, weight)  # says what doesn't fit before the state holds it
-        if not len(features) == len(targets) == len(residual):
-            raise ValueError(
-                f"features, targets and residual must have as many rows, got {len(features)}, {len(targets)}, {len(residual)}"
-            )
-        for states, value in zip(
-            (self.features, self.targets, self.residual, self.weight),
-            (features, targets, residual, weight[None]),
-            strict=True,
-        ):
-            assert isinstance(states, list)
-            states.append(to_double(value.detach().clone()))
+        if gradient is None:
+            feature_gradient(residual, weight)  # says what doesn't fit before the state holds it
+            gradient = to_double(residual) @ to_double(weight).T
+        values = {"features": features, "targets": targets, "residual": residual, "gradient": gradient}
+        if len({len(value) for value in values.values()}) > 1:
+            sizes = ", ".join(str(len(value)) for value in values.values())
+            raise ValueError(f"{', '.join(values)} must have as many rows, got {sizes}")
+        if gradient.shape != features.shape:
+            raise ValueError(f"gradient must have the features' shape {tuple(features.shape)}, got {tuple(gradient.shape)}")
+        for name, value in {**values, "weight": weight[None]}.items():
+            getattr(self, name).append(to_double(value.detach().clone()))
 
     def compute(self) -> dict[str, Tensor]:
         """All quantities, over all samples seen."""
         features, targets = dim_zero_cat(self.features), dim_zero_cat(self.targets)
         residual, weight = dim_zero_cat(self.residual), self._one_weight()
-        gradient = feature_gradient(residual, weight)
+        gradient = center(dim_zero_cat(self.gradient))
         energy = feature_energy(features, targets)
         return {
             "cos_lazy": lazy_alignment(gradient, features, targets),

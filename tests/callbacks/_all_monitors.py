@@ -27,6 +27,9 @@ _ELEMENTS = torch.arange(NUM_CLASSES)
 #: Settings of monitors that cannot do without, or not with the tests' small classifier, by class name.
 SETTINGS = {
     "CommutativityMonitor": {"swap": swap},
+    # Some of the classifiers add noise to what their last layer puts out.
+    "FeatureLearningMonitor": {"layer": "net.[24]"},
+    "RepresentationMonitor": {"layer": "net.[24]"},
     "GroupLawMonitor": {
         "table": (_ELEMENTS[:, None] + _ELEMENTS) % NUM_CLASSES,
         "train_pairs": torch.combinations(_ELEMENTS, with_replacement=True),

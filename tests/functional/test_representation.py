@@ -14,6 +14,7 @@ from grok_callbacks.functional.representation import (
     class_distance_ratio,
     loss_oscillation,
     prediction_churn,
+    prediction_confidence,
     prediction_entropy,
     representation_entropy,
 )
@@ -153,6 +154,15 @@ def test_prediction_entropy():
     close(prediction_entropy(logits + 1e3), prediction_entropy(logits), rtol=1e-9)
 
 
+def test_prediction_confidence():
+    logits = 3 * draw(0, 9, 5)
+    p = np.exp(logits.numpy())
+    p /= p.sum(1, keepdims=True)
+    close(prediction_confidence(logits), p.max(1).mean())
+    close(prediction_confidence(torch.zeros(3, 8)), 1 / 8)
+    close(prediction_confidence(1e4 * torch.eye(4)), 1.0)
+
+
 def test_prediction_churn():
     before = torch.eye(4)
     close(prediction_churn(before, before), 0.0)
@@ -169,6 +179,7 @@ MEASURES = {
     "features by class": lambda x: class_distance_ratio(x, LABELS),
     "losses": lambda x: loss_oscillation(x.flatten()),
     "logits": prediction_entropy,
+    "logits again": prediction_confidence,
     "both logits": lambda x: prediction_churn(x, x.flip(0)),
 }
 

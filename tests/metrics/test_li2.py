@@ -55,6 +55,19 @@ def test_on_two_ranks():
             torch.testing.assert_close(result["li2"][key], value)
 
 
+def test_gradient_of_autograd_is_taken_as_it_is():
+    data = batches()
+    gradients = [torch.randn(features.shape, dtype=torch.float64) for features, *_ in data]
+    metric = FeatureLearning()
+    for batch, gradient in zip(data, gradients, strict=True):
+        metric.update(*batch, gradient)
+    features, targets, residual = (torch.cat([batch[i] for batch in data]) for i in range(3))
+    result, gradient = metric.compute(), torch.cat(gradients)
+    torch.testing.assert_close(result["cos_lazy"], li2.lazy_alignment(gradient, features, targets))
+    torch.testing.assert_close(result["cos_residual"], li2.residual_alignment(gradient, features, targets, residual))
+    torch.testing.assert_close(result["gradient_norm"], torch.linalg.norm(gradient - gradient.mean(0)))
+
+
 def test_weight_must_stay_the_same():
     (first,) = batches(rows=(5,))
     metric = FeatureLearning()
@@ -83,8 +96,10 @@ def test_misfits_are_refused_before_they_are_held():
         (features[:-1], targets, residual, weight),
         (features, targets[:-1], residual, weight),
         (features, targets, residual, weight.T),
+        (features, targets, residual, weight, features[1:]),
+        (features, targets, residual, weight, features[:, 1:]),
     ]:
-        with pytest.raises(ValueError, match=r"rows|weight"):
+        with pytest.raises(ValueError, match=r"rows|weight|gradient"):
             metric.update(*arguments)
     assert not metric.features
     with pytest.raises(ValueError, match="ridge"):
