@@ -83,7 +83,7 @@ def singular_values(matrix: Tensor) -> Tensor:
         less. A rank or a decay in between takes ``svdvals`` and some percent for finding that out.
 
     Example:
-        >>> singular_values(torch.tensor([[3.0, 0.0], [0.0, -4.0], [0.0, 0.0]]))
+        >>> singular_values(torch.tensor([[3.0, 0.0], [0.0, -4.0], [0.0, 0.0]])).round(decimals=6)
         tensor([4., 3.], dtype=torch.float64)
     """
     if matrix.ndim != 2 or matrix.numel() == 0 or matrix.is_complex():
@@ -167,8 +167,8 @@ def effective_rank(matrix: Tensor) -> Tensor:
         Roy and Vetterli, "The effective rank: a measure of effective dimensionality" (EUSIPCO 2007).
 
     Example:
-        >>> effective_rank(torch.outer(torch.arange(1.0, 5.0), torch.arange(1.0, 7.0)))
-        tensor(1.0000, dtype=torch.float64)
+        >>> effective_rank(torch.outer(torch.arange(1.0, 5.0), torch.arange(1.0, 7.0))).round(decimals=6)
+        tensor(1., dtype=torch.float64)
     """
     return spectral_entropy(matrix).exp()
 
