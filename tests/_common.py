@@ -82,6 +82,12 @@ class Counting(Monitor):
         self.steps.append(snapshot.step)
         return {self.name: float(len(self.steps))}
 
+    def own_state(self):
+        return {"steps": list(self.steps)}
+
+    def load_own_state(self, state):
+        self.steps = list(state["steps"])
+
 
 class Logits(Monitor):
     """Looks at the probe."""
