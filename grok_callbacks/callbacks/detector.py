@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import replace
@@ -106,6 +107,7 @@ class GrokkingDetector(Monitor):
         self.stop_after_generalization = stop_after_generalization
         self._measured: list[Split] = []
         self._fed: dict[str, int] = {"train": -1, "validation": -1}
+        self._sources: dict[str, str] = {}
         # Whether what the module logs can be accuracies; percentages cannot be told from them at first.
         self._logs_shares = True
 
@@ -113,8 +115,9 @@ class GrokkingDetector(Monitor):
         """Check that there is something to judge the run by."""
         self._measured = [split for split in SPLITS if self._can_measure(split, view)]
         self._logs_shares = True
-        self.tracker.thresholds = replace(self.tracker.thresholds, chance=self._chance or 0.0)
-        self._start_over()
+        self.tracker = OnsetTracker(replace(self.tracker.thresholds, chance=self._chance or 0.0))
+        self._fed = {"train": -1, "validation": -1}
+        self._sources = {}
 
     def _can_measure(self, split: Split, view: ModelView) -> bool:
         is_named = self.metric_names[split] is not None
@@ -128,10 +131,6 @@ class GrokkingDetector(Monitor):
             raise ValueError(f"{error} Or name the metric that the module logs: `{split}_metric`.") from error
         return True
 
-    def _start_over(self) -> None:
-        self.tracker = OnsetTracker(self.tracker.thresholds)
-        self._fed = {"train": -1, "validation": -1}
-
     def measure(self, snapshot: Snapshot) -> Mapping[str, float | Tensor]:
         """Accuracy and loss on the probe, for the splits that have labelled samples."""
         values: dict[str, float | Tensor] = {}
@@ -143,7 +142,10 @@ class GrokkingDetector(Monitor):
             if labels is None:
                 continue
             logits = snapshot.logits(split)
-            values[f"accuracy/{split}"] = (logits.argmax(-1) == labels).double().mean()
+            # The largest of several NaN would be one of them, and perhaps the right one.
+            values[f"accuracy/{split}"] = (
+                math.nan if bool(logits.isnan().any()) else (logits.argmax(-1) == labels).double().mean()
+            )
             if self._chance is None and self.tracker.thresholds.chance == 0.0:
                 self._set_chance(1.0 / logits.shape[-1])
         return values
@@ -179,6 +181,10 @@ class GrokkingDetector(Monitor):
         source = self._source(split, history)
         if source is None:
             return []
+        if source != self._sources.get(split):
+            # The module has begun to log, or what it logs is no accuracy after all: judge by one series from its beginning.
+            self._sources[split], self._fed[split] = source, -1
+            self.tracker.restart(split)
         update = self.tracker.update_train if split == "train" else self.tracker.update_validation
         events: list[str] = []
         for point_step, value in history[source].after(self._fed[split]):
@@ -187,14 +193,13 @@ class GrokkingDetector(Monitor):
         return events
 
     def _check_shares(self, history: History) -> None:
-        """Judge by accuracies of our own, from the start, as soon as what was found turns out to be something else."""
+        """Go by accuracies of our own as soon as what was found turns out to be something else."""
         for split in SPLITS:
             found = self._find(split, history)
             if found is None or self.metric_names[split] is not None or not self._logs_shares:
                 continue
             if not all(is_share(value) for _, value in history[found].after(self._fed[split])):
                 self._logs_shares = False
-                self._start_over()
                 warnings.warn(
                     f"{found!r} is no share between 0 and 1; {self.label} goes by the accuracy that it measures.", stacklevel=2
                 )
@@ -257,12 +262,17 @@ class GrokkingDetector(Monitor):
 
     def own_state(self) -> dict[str, Any]:
         """The tracker and how far the series were read."""
-        return {"tracker": self.tracker.state_dict(), "fed": dict(self._fed), "logs_shares": self._logs_shares}
+        return {
+            "tracker": self.tracker.state_dict(),
+            "fed": dict(self._fed),
+            "sources": dict(self._sources),
+            "logs_shares": self._logs_shares,
+        }
 
     def load_own_state(self, state: Mapping[str, Any]) -> None:
         """Go on where the saved run was; its thresholds hold."""
         self.tracker.load_state_dict(state["tracker"])
-        self._fed = dict(state["fed"])
+        self._fed, self._sources = dict(state["fed"]), dict(state["sources"])
         self._logs_shares = state["logs_shares"]
 
 

@@ -168,6 +168,11 @@ class OnsetTracker:
             return "comprehension"
         return "grokking"
 
+    def restart(self, split: Literal["train", "validation"]) -> None:
+        """Forget what one of the two metrics has told."""
+        for event in ("memorized",) if split == "train" else ("onset", "generalized"):
+            self._crossings[event] = _Crossing()
+
     def adopt(self, steps: Mapping[str, int]) -> None:
         """Take over events that were established elsewhere, by name of the event."""
         for event, step in steps.items():

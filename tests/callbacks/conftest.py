@@ -1,15 +1,21 @@
-"""Lightning's advice on worker counts, missing loaders and shuffling is not what these tests are about."""
+"""The same weights in every test, and no advice of Lightning's on worker counts, missing loaders and shuffling."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+import torch
 
 _ADVICE = (
     "ignore::lightning.fabric.utilities.warnings.PossibleUserWarning",
     "ignore::lightning_fabric.utilities.warnings.PossibleUserWarning",
 )
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
 
 
 def pytest_collection_modifyitems(items):

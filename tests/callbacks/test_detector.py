@@ -1,0 +1,256 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from grok_callbacks import EverySteps, GrokkingDetector, Probe, Recorder
+from grok_callbacks._compat import MisconfigurationException
+from tests._common import Plain, events, fit, loader, samples, trainer
+
+EVERY, RARELY = EverySteps(1), EverySteps(100)
+
+
+class Scripted(Plain):
+    """Logs accuracies by the epoch."""
+
+    def __init__(self, train, validation, names=("train_acc", "val_acc")):
+        super().__init__()
+        self.train_values, self.val_values, self.names = train, validation, names
+
+    def training_step(self, batch, batch_idx):
+        if self.train_values:
+            self.log(self.names[0], self.train_values[self.current_epoch], on_step=False, on_epoch=True)
+        return super().training_step(batch, batch_idx)
+
+    def validation_step(self, batch, batch_idx):
+        if self.val_values:
+            self.log(self.names[1], self.val_values[self.current_epoch])
+
+
+TRAIN = [0.2, 0.9, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+VALIDATION = {
+    "grokking": [0.3, 0.3, 0.3, 0.3, 0.3, 0.5, 0.6, 0.95, 0.96, 1.0],
+    "comprehension": [0.3, 0.6, 0.95, 0.96, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0],
+    "memorisation": [0.3] * 10,
+}
+
+
+def follow(detector, module, **kwargs):
+    """Ten epochs of one step each."""
+    settings = {"train": loader(8), "validation": loader(8, seed=1), "max_steps": -1, "max_epochs": 10, **kwargs}
+    return fit([detector], module, **settings)
+
+
+@pytest.mark.parametrize("outcome", VALIDATION)
+@pytest.mark.parametrize(
+    "names", [("train_acc", "val_acc"), ("train/accuracy", "valid/accuracy"), ("accuracy/train", "acc/validation")]
+)
+def test_reads_what_the_module_logs(outcome, names):
+    detector = GrokkingDetector(schedule=RARELY)
+    follow(detector, Scripted(TRAIN, VALIDATION[outcome], names))
+    assert detector.outcome == outcome
+    assert detector.memorized_step == 3
+    assert detector.grokked_step == {"grokking": 8, "comprehension": 3, "memorisation": None}[outcome]
+    assert detector.onset_step == {"grokking": 6, "comprehension": 2, "memorisation": None}[outcome]
+    assert detector.delay == {"grokking": 5, "comprehension": 0, "memorisation": None}[outcome]
+
+
+def test_confusion():
+    detector = GrokkingDetector(schedule=RARELY)
+    follow(detector, Scripted([0.3] * 10, [0.3] * 10))
+    assert detector.outcome == "confusion"
+
+
+def test_reads_the_metrics_that_are_named():
+    detector = GrokkingDetector("my/fit", "my/test", memorized_threshold=0.8, target=0.6, chance=0.3)
+    follow(detector, Scripted(TRAIN, VALIDATION["grokking"], ("my/fit", "my/test")))
+    assert (detector.memorized_step, detector.onset_step, detector.grokked_step) == (2, 6, 7)
+
+
+def test_metrics_that_fall():
+    detector = GrokkingDetector("train_loss", "val_loss", mode="min", memorized_threshold=0.1, target=0.0, chance=1.0)
+    follow(detector, Scripted([1 - v for v in TRAIN], [1 - v for v in VALIDATION["grokking"]], ("train_loss", "val_loss")))
+    assert (detector.memorized_step, detector.grokked_step, detector.outcome) == (3, 8, "grokking")
+
+
+def test_named_metrics_need_no_data_that_can_be_read():
+    triples = DataLoader(TensorDataset(*samples(8).tensors, torch.arange(8)), 8)
+
+    class Triples(Scripted):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch[:2], batch_idx)
+
+    detector = GrokkingDetector("train_acc", "val_acc")
+    follow(detector, Triples(TRAIN, VALIDATION["grokking"]), train=triples)
+    assert detector.outcome == "grokking"
+    assert "grok/accuracy/train" not in detector.history
+
+
+def test_named_metrics_that_are_never_logged():
+    detector = GrokkingDetector("nothing", "nothing_either")
+    follow(detector, Scripted(TRAIN, VALIDATION["grokking"]))
+    assert detector.outcome == "confusion"
+
+
+@pytest.mark.parametrize("percent_of", [("train",), ("train", "validation")])
+def test_percentages_are_no_accuracies_and_what_they_seemed_to_tell_is_taken_back(percent_of):
+    """Chance is about 1 % of 97 classes: two values of 0.95 (%) in a row would look like a model that has generalised."""
+    train, validation = [0.99, 0.995, 5.0, 60.0, *[100.0] * 6], [0.95, 0.97, 1.2, 1.1, 1.0, 1.3, 2.0, 1.5, 1.2, 1.1]
+    if "validation" not in percent_of:
+        validation = [value / 100 for value in validation]
+    detector = GrokkingDetector(schedule=EVERY)
+    with pytest.warns(
+        UserWarning, match=r"is no share between 0 and 1; GrokkingDetector.* goes by the accuracy that it measures"
+    ):
+        follow(detector, _frozen(train, validation))
+    assert detector.grokked_step is None
+    assert detector.memorized_step is None
+
+
+def _frozen(train, validation):
+    """Knows nothing: the classes are all wrong, whatever the logged numbers say."""
+    module = Scripted(train, validation)
+    module.lr = 0.0
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.zero_()
+        module.net[2].bias.copy_(torch.tensor([0.0, 0.0, 1.0]))
+    return module
+
+
+# Where the module logs nothing.
+
+
+def learnable(count=64, seed=0):
+    return DataLoader(samples(count, seed), 16)
+
+
+def test_goes_by_one_series_from_its_beginning():
+    """What the probe told until the module began to log counts no more."""
+    perfect = _frozen(TRAIN, [0.0] * 10)
+    data = DataLoader(TensorDataset(torch.randn(8, 6), torch.full((8,), 2)), 8)
+    detector = GrokkingDetector(schedule=EVERY)
+    follow(detector, perfect, train=data, validation=data)
+    assert detector.history["grok/accuracy/validation"].values == [1.0] * 11
+    assert (detector.memorized_step, detector.grokked_step, detector.onset_step) == (3, None, None)
+
+
+def test_measures_accuracies_itself():
+    detector = GrokkingDetector(schedule=EVERY, target=0.8)
+    module, _ = fit([detector], Plain(), learnable(), learnable(seed=1), max_steps=60)
+    history = detector.history
+    x, y = samples(64).tensors
+    assert history["grok/accuracy/train"].values[-1] == pytest.approx((module(x).argmax(-1) == y).double().mean().item())
+    assert history["grok/loss/train"].values[-1] == pytest.approx(F.cross_entropy(module(x), y).item(), rel=1e-5)
+    fitted = [value >= 0.99 for value in history["grok/accuracy/train"].values]
+    assert detector.memorized_step == next(step for step in range(60) if fitted[step] and fitted[step + 1])
+    assert detector.outcome in ("grokking", "comprehension")
+    # A third of three classes is chance.
+    assert detector.tracker.thresholds.chance == pytest.approx(1 / 3)
+
+
+def measured(model, targets, **kwargs):
+    data = TensorDataset(torch.randn(len(targets), 6), targets)
+    detector = GrokkingDetector(probe=Probe(train=data), **kwargs)
+    recorder = Recorder(model, [detector])
+    return detector, recorder.record(0) | recorder.record(1)
+
+
+def test_one_hot_targets():
+    targets = F.one_hot(torch.randint(3, (20,)), 3).float()
+    detector, values = measured(nn.Linear(6, 3), targets)
+    assert 0 <= values["grok/accuracy/train"] <= 1
+    assert detector.tracker.thresholds.chance == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("targets", [torch.randn(20, 3), torch.full((20, 3), 1 / 3), torch.randn(20)])
+def test_regression_has_a_loss_and_no_accuracy(targets):
+    model = nn.Linear(6, 3 if targets.ndim > 1 else 1)
+    _, values = measured(model, targets)
+    assert "grok/loss/train" in values
+    assert "grok/accuracy/train" not in values
+
+
+def test_chance():
+    assert measured(nn.Linear(6, 97), torch.randint(97, (20,)))[0].tracker.thresholds.chance == pytest.approx(1 / 97)
+    assert measured(nn.Linear(6, 3), torch.randint(3, (20,)), chance=0.1)[0].tracker.thresholds.chance == 0.1
+    # A target that is no better than guessing leaves chance out of it.
+    assert measured(nn.Linear(6, 2), torch.randint(2, (20,)), target=0.4)[0].tracker.thresholds.chance == 0.0
+
+
+def test_chance_is_that_of_each_run():
+    detector = GrokkingDetector(probe=Probe(train=TensorDataset(torch.randn(9, 6), torch.zeros(9, dtype=torch.long))))
+    for classes in (5, 3):
+        Recorder(nn.Linear(6, classes), [detector]).record(0)
+        assert detector.tracker.thresholds.chance == pytest.approx(1 / classes)
+
+
+def test_broken_weights_are_no_events():
+    model = nn.Linear(6, 3)
+    with torch.no_grad():
+        model.weight.fill_(math.nan)
+    with pytest.warns(UserWarning, match="grok/loss/train is nan"):
+        detector, values = measured(model, torch.zeros(20, dtype=torch.long))
+    assert detector.outcome == "confusion"
+    assert math.isnan(values["grok/loss/train"])
+    assert math.isnan(values["grok/accuracy/train"])  # Though the largest of three NaN is the first.
+
+
+# What it does about it.
+
+
+def test_announces_and_logs_each_event_once(tmp_path, capsys):
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    logger = TensorBoardLogger(tmp_path)
+    detector = GrokkingDetector(schedule=RARELY)
+    made = trainer([detector], max_steps=-1, max_epochs=10, logger=logger)
+    made.fit(Scripted(TRAIN, VALIDATION["grokking"]), loader(8), loader(8, seed=1))
+    said = [line for line in capsys.readouterr().out.splitlines() if " at step " in line]
+    assert said == [
+        "Memorised at step 3: the training data are fitted.",
+        "Onset at step 6: validation leaves chance.",
+        "Generalised at step 8: grokking, 5 steps after memorising.",
+    ]
+    written = events(logger.log_dir)
+    # Logged when the second measurement establishes them.
+    assert written["grok/onset/memorized_step"] == [(4, 3.0), (7, 3.0), (9, 3.0)]
+    assert written["grok/onset/onset_step"] == [(7, 6.0), (9, 6.0)]
+    assert written["grok/onset/grokked_step"] == [(9, 8.0)]
+    assert written["grok/onset/delay"] == [(9, 5.0)]
+
+
+@pytest.mark.parametrize("stop", [True, False])
+def test_stops_after_generalisation_if_asked_to(stop):
+    detector = GrokkingDetector(stop_after_generalization=stop, schedule=RARELY)
+    _, made = follow(detector, Scripted(TRAIN, VALIDATION["grokking"]))
+    assert made.global_step == (9 if stop else 10)
+    assert detector.should_stop == stop
+
+
+def test_should_stop_in_a_loop_of_ones_own():
+    detector = GrokkingDetector("train", "val", stop_after_generalization=True, schedule=EVERY)
+    recorder = Recorder(nn.Linear(6, 3), [detector])
+    stopped = next(
+        step
+        for step in range(1, 10)
+        if [recorder.record(step, metrics={"train": 1.0, "val": float(step > 3)}), detector.should_stop][1]
+    )
+    assert (stopped, detector.grokked_step) == (5, 4)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"mode": "up"}, "`mode`"), ({"patience": 0}, "`patience`"), ({"target": 0.1, "chance": 0.2}, "`target`"),
+        ({"mode": "min"}, "`mode='min'`.*train_metric.*chance"),
+    ],
+)  # fmt: skip
+def test_settings_that_cannot_work(kwargs, message):
+    with pytest.raises(MisconfigurationException, match=message):
+        GrokkingDetector(**kwargs)

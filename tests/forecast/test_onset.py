@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from grok_callbacks.forecast.onset import EVENTS, OnsetTracker, Thresholds, is_share
+from grok_callbacks.forecast.sources import accuracy_key, logged_accuracy_names
+
+
+def follow(train, validation, **thresholds):
+    """Feed two curves, given as ``{step: value}``, in the order of steps."""
+    tracker = OnsetTracker(Thresholds(**thresholds))
+    found = []
+    for step in sorted({*train, *validation}):
+        if step in train:
+            found += [(step, event) for event in tracker.update_train(step, train[step])]
+        if step in validation:
+            found += [(step, event) for event in tracker.update_validation(step, validation[step])]
+    return tracker, found
+
+
+CURVES = {
+    "grokking": ({10: 0.5, 20: 1.0, 30: 1.0}, {10: 0.0, 30: 0.1, 200: 0.3, 300: 0.95, 400: 1.0}),
+    "comprehension": ({10: 0.5, 20: 1.0, 30: 1.0}, {10: 0.4, 20: 0.8, 30: 0.95, 40: 0.96}),
+    "memorisation": ({10: 0.5, 20: 1.0, 30: 1.0}, {10: 0.1, 30: 0.1, 400: 0.1}),
+    "confusion": ({10: 0.2, 20: 0.3, 30: 0.2}, {10: 0.1, 30: 0.1, 400: 0.1}),
+}
+
+
+@pytest.mark.parametrize("outcome", CURVES)
+def test_the_four_outcomes(outcome):
+    tracker, _ = follow(*CURVES[outcome])
+    assert tracker.outcome == outcome
+
+
+def test_the_events_of_a_grokking_run():
+    tracker, found = follow(*CURVES["grokking"])
+    assert (tracker.memorized_step, tracker.onset_step, tracker.grokked_step, tracker.delay) == (20, 200, 300, 280)
+    # Established by the second measurement, dated to the first.
+    assert found == [(30, "memorized"), (300, "onset"), (400, "generalized")]
+
+
+def test_generalising_without_memorising_is_comprehension():
+    tracker, _ = follow({10: 0.8, 20: 0.8}, {10: 0.95, 20: 0.95})
+    assert tracker.outcome == "comprehension"
+    assert tracker.delay is None
+
+
+@pytest.mark.parametrize(("grokked", "outcome"), [(199, "comprehension"), (200, "grokking")])
+def test_twice_as_late_is_late(grokked, outcome):
+    tracker, _ = follow({100: 1.0, 101: 1.0}, {grokked: 1.0, 500: 1.0})
+    assert tracker.outcome == outcome
+    assert follow({100: 1.0, 101: 1.0}, {grokked: 1.0, 500: 1.0}, delay_ratio=1.0)[0].outcome == "grokking"
+
+
+def test_a_model_that_has_memorised_at_step_0():
+    tracker, _ = follow({0: 1.0, 1: 1.0}, {0: 1.0, 1: 1.0})
+    assert tracker.outcome == "comprehension"
+    assert follow({0: 1.0, 1: 1.0}, {5: 1.0, 6: 1.0})[0].outcome == "grokking"
+
+
+@pytest.mark.parametrize("patience", [1, 2, 3, 5])
+def test_an_event_lasts_as_long_as_it_must(patience):
+    values = dict.fromkeys(range(10, 10 + patience), 1.0)
+    tracker, found = follow(values, {}, patience=patience)
+    assert tracker.memorized_step == 10
+    assert found == [(9 + patience, "memorized")]
+    assert follow(dict(list(values.items())[:-1]), {}, patience=patience)[0].memorized_step is None
+
+
+def test_noise_around_a_level_does_not_fire():
+    noisy = {step: 0.985 + 0.01 * (step % 2) for step in range(100)}
+    assert follow(noisy, {})[0].memorized_step is None
+    assert follow({**noisy, 100: 1.0, 101: 1.0}, {})[0].memorized_step == 99  # The last of the noise was beyond it, too.
+
+
+def test_an_event_fires_once():
+    tracker, found = follow({step: float(step % 10 > 4) for step in range(100)}, {})
+    assert found == [(6, "memorized")]
+    assert tracker.memorized_step == 5
+
+
+def test_nan_is_beyond_no_level_and_ends_a_streak():
+    nan = math.nan
+    assert follow({1: nan, 2: nan}, {1: nan, 2: nan})[0].outcome == "confusion"
+    assert follow({1: 1.0, 2: nan, 3: 1.0, 4: nan}, {})[0].memorized_step is None
+    assert (
+        follow({1: nan, 2: nan}, {1: nan, 2: nan}, mode="min", memorized=0.1, target=0.0, chance=1.0)[0].outcome == "confusion"
+    )
+
+
+def test_falling_metrics():
+    levels = {"mode": "min", "memorized": 0.01, "target": 0.05, "chance": 4.0}
+    tracker, _ = follow({10: 1.0, 20: 0.005, 30: 0.001}, {10: 5.0, 100: 3.0, 110: 2.0, 200: 0.3, 300: 0.1}, **levels)
+    assert (tracker.memorized_step, tracker.onset_step, tracker.grokked_step) == (20, 100, 200)
+    assert tracker.outcome == "grokking"
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "onset", "generalized"),
+    [
+        (Thresholds(), 0.2, 0.9),
+        (Thresholds(chance=0.5), 0.6, 0.9),
+        (Thresholds(target=0.8, chance=0.1), 0.24, 0.72),
+        (Thresholds(mode="min", target=0.0, chance=1.0), 0.8, 0.1),
+        (Thresholds(onset=0.5, generalized=1.0), 0.5, 1.0),
+    ],
+)
+def test_levels(thresholds, onset, generalized):
+    assert thresholds.onset_level == pytest.approx(onset)
+    assert thresholds.generalized_level == pytest.approx(generalized)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"mode": "up"}, {"patience": 0}, {"target": 0.1, "chance": 0.1}, {"target": 0.1, "chance": 0.5}, {"onset": 0.0},
+        {"mode": "min", "target": 1.0, "chance": 0.5}, {"onset": 1.0}, {"generalized": 0.0}, {"generalized": 1.5},
+        {"target": math.nan}, {"chance": math.nan},
+    ],
+)  # fmt: skip
+def test_thresholds_that_cannot_be_reached(wrong):
+    with pytest.raises(ValueError, match="`"):
+        Thresholds(**wrong)
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(
+    values=st.lists(st.one_of(st.floats(0, 1), st.just(math.nan)), max_size=30),
+    patience=st.integers(1, 4),
+    stop=st.integers(0, 30),
+)
+def test_is_what_a_search_over_the_whole_curve_finds_and_can_be_interrupted_anywhere(values, patience, stop):
+    def first_streak(level):
+        for start in range(len(values) - patience + 1):
+            if all(value >= level for value in values[start : start + patience]):
+                return start
+        return None
+
+    tracker = OnsetTracker(Thresholds(patience=patience))
+    for step, value in enumerate(values):
+        if step == stop:
+            state = tracker.state_dict()
+            tracker = OnsetTracker()
+            tracker.load_state_dict(state)
+        tracker.update_train(step, value)
+        tracker.update_validation(step, value)
+    assert tracker.memorized_step == first_streak(0.99)
+    assert tracker.onset_step == first_streak(0.2)
+    assert tracker.grokked_step == first_streak(0.9)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {}, {"thresholds": {}, "crossings": {}}, {"thresholds": {"nothing": 1}, "crossings": {}}, {"thresholds": None},
+        {"thresholds": {}, "crossings": {event: {"step": "1", "streak_start": None, "streak": 0} for event in EVENTS}},
+        {"thresholds": {"patience": 0}, "crossings": {event: {"step": 1, "streak_start": 1, "streak": 0} for event in EVENTS}},
+    ],
+)  # fmt: skip
+def test_refuses_what_is_no_state(state):
+    with pytest.raises(ValueError, match="`"):
+        OnsetTracker().load_state_dict(state)
+
+
+def test_restarts_one_metric_and_keeps_the_other():
+    tracker, _ = follow(*CURVES["grokking"])
+    tracker.restart("validation")
+    assert (tracker.memorized_step, tracker.onset_step, tracker.grokked_step) == (20, None, None)
+    assert tracker.update_validation(500, 1.0) == []
+    assert tracker.update_validation(600, 1.0) == ["onset", "generalized"]
+    tracker.restart("train")
+    assert (tracker.memorized_step, tracker.grokked_step) == (None, 500)
+
+
+def test_adopts_events_that_were_established_elsewhere():
+    tracker = OnsetTracker()
+    tracker.adopt({"memorized": 10, "generalized": 50})
+    assert (tracker.outcome, tracker.delay) == ("grokking", 40)
+    assert tracker.update_train(60, 1.0) == tracker.update_train(70, 1.0) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "share"),
+    [(0.0, True), (1.0, True), (0.5, True), (math.nan, True), (1.01, False), (97.0, False), (-0.1, False), (math.inf, False)],
+)
+def test_shares(value, share):
+    assert is_share(value) == share
+
+
+@pytest.mark.parametrize(
+    ("logged", "found"),
+    [
+        ({"train_acc"}, "train_acc"), ({"train_acc", "train_acc_epoch", "train_acc_step"}, "train_acc_epoch"),
+        ({"train/accuracy"}, "train/accuracy"), ({"accuracy/train", "val_acc"}, "accuracy/train"),
+        ({"grok/accuracy/train"}, "grok/accuracy/train"), ({"acc", "train_loss"}, None), (set(), None),
+    ],
+)  # fmt: skip
+def test_names_of_accuracies(logged, found):
+    assert accuracy_key("train", logged) == found
+
+
+def test_names_of_the_two_splits_do_not_overlap():
+    assert not set(logged_accuracy_names("train")) & set(logged_accuracy_names("validation"))
+    assert "val_acc/dataloader_idx_0" in logged_accuracy_names("validation")
+    assert accuracy_key("validation", {"mine/accuracy/validation"}, prefix="mine") == "mine/accuracy/validation"
