@@ -35,11 +35,11 @@ def first_of_two(rows: list[dict], key: str, level: float) -> int | None:
 
 
 def compression_phase(rows: list[dict]) -> list[dict]:
-    """From the test loss's peak to the first measurement with 99% test accuracy, or to the end."""
+    """From the test loss's peak to the first measurement with 99% test accuracy, or until the run becomes unstable."""
     start = max(range(len(rows)), key=lambda i: rows[i]["test_loss"])
     end = first_of_two(rows, "test_accuracy", 0.99)
-    stop = len(rows) if end is None or end <= start else end + 1
-    return [row for row in rows[start:stop] if LMN in row]
+    stop = min(before_instability(rows), math.inf if end is None or end <= start else end) + 1
+    return [row for row in rows[start : int(stop)] if LMN in row]
 
 
 def squared_correlation(rows: list[dict], key: str) -> float:
@@ -64,12 +64,26 @@ def before_instability(rows: list[dict]) -> int:
     return next(jumps, len(rows) - 1)
 
 
-def turning_points(rows: list[dict]) -> tuple[float, float, float, float]:
-    """LMN at its lowest before it rises, that step, and the same at the top of the rise: the largest rise there is."""
-    measured = [row for row in rows[: before_instability(rows) + 1] if LMN in row]
-    pairs = ((low, high) for low in range(len(measured)) for high in range(low, len(measured)))
-    low, high = max(pairs, key=lambda pair: measured[pair[1]][LMN] - measured[pair[0]][LMN])
+def second_rise(rows: list[dict]) -> tuple[float, float, float, float]:
+    """LMN at its lowest after the model has generalised, that step, and the same at the top of the rise that follows.
+
+    NaN where LMN rises by less than a tenth after that, or the instability comes first.
+    """
+    fitted = first_of_two(rows, "test_accuracy", 0.9) or 0
+    measured = [row for row in rows[fitted : before_instability(rows) + 1] if LMN in row]
+    pairs = [(low, high) for low in range(len(measured)) for high in range(low, len(measured))]
+    low, high = max(pairs, key=lambda pair: measured[pair[1]][LMN] - measured[pair[0]][LMN], default=(0, 0))
+    if not measured or measured[high][LMN] < 1.1 * measured[low][LMN]:
+        return math.nan, math.nan, math.nan, math.nan
     return measured[low][LMN], measured[low]["step"], measured[high][LMN], measured[high]["step"]
+
+
+def first_fall(rows: list[dict]) -> float:
+    """Step of the first measurement after LMN's peak at which it is 5% below it."""
+    measured = [row for row in rows if LMN in row]
+    peak = max(range(len(measured)), key=lambda i: measured[i][LMN])
+    fallen = (row["step"] for row in measured[peak:] if row[LMN] < 0.95 * measured[peak][LMN])
+    return next(fallen, math.nan)
 
 
 def spread(values: list[float], digits: int = 1) -> str:
@@ -92,7 +106,7 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 def tables(runs: dict[str, dict[int, list[dict]]]) -> str:
     """Values at the marks, linearity against the test loss, turning points, and layers."""
-    marks, linearity, layers, turns = [], [], [], []
+    marks, linearity, layers, turns, leads = [], [], [], [], []
     for task, seeds in runs.items():
         memorized = {seed: first_of_two(rows, "train_accuracy", 0.99) for seed, rows in seeds.items()}
         generalized = {seed: first_of_two(rows, "test_accuracy", 0.9) for seed, rows in seeds.items()}
@@ -119,13 +133,16 @@ def tables(runs: dict[str, dict[int, list[dict]]]) -> str:
             ]
         )
         points = [
-            spread(list(values), 1 - k % 2) for k, values in enumerate(zip(*map(turning_points, seeds.values()), strict=True))
+            spread(list(values), 1 - k % 2) for k, values in enumerate(zip(*map(second_rise, seeds.values()), strict=True))
         ]
-        turns.append([TITLES[task], *points, "~15, rising to ~20" if task == "xor5" else "a peak at memorisation"])
+        turns.append([TITLES[task], *points, "~15, rising to ~20" if task == "xor5" else "none"])
+        onset = {seed: first_of_two(rows, "test_accuracy", 0.2) for seed, rows in seeds.items()}
+        leads.append([TITLES[task], spread([first_fall(rows) for rows in seeds.values()], 0), over("step", onset, 0)])
         for layer in ("embedding", "hidden1", "hidden2"):
             key = f"lmn_200/{layer}"
             layers.append([TITLES[task], layer, over(key, start), over(key, memorized), over(key, generalized), over(key, end)])
     sections = [(MARKS, MARKS_HEADER, marks), (LINEARITY, LINEARITY_HEADER, linearity), (TURNS, TURNS_HEADER, turns)]
+    sections.append((LEADS, ["task", "LMN 5% below its peak at step", "test accuracy 20% at step"], leads))
     sections.append((LAYERS, ["task", "from", "step 0", "memorised", "generalised", "end"], layers))
     return "\n\n".join(f"{text}\n\n{table(header, rows)}" for text, header, rows in sections)
 
@@ -142,12 +159,14 @@ MARKS_HEADER = [
 ]  # fmt: skip
 LINEARITY = """## Is it linear in the test loss?
 
-R² of a straight line through the test loss in the compression phase: from the test loss's peak to 99% test accuracy."""
+R² of a straight line through the test loss in the compression phase: from the test loss's peak to 99% test accuracy, or to the
+instability where that comes first."""
 LINEARITY_HEADER = ["task", "measurements", "R² of LMN", "R² of L2", "LMN is the more linear in"]
-TURNS = """## Turning points
+TURNS = """## The second rise
 
-The lowest value before LMN rises, and the top of that rise."""
+The lowest value after generalising, and the top of the rise that follows it, where LMN rises by a tenth or more."""
 TURNS_HEADER = ["task", "low", "at step", "high", "at step", "paper"]
+LEADS = """## What moves first"""
 LAYERS = """## Layer by layer
 
 LMN from each layer on, over 200 training inputs. The second hidden layer is the last: a linear map follows it."""
