@@ -3,6 +3,7 @@
 from grok_callbacks.metrics.circuit import (
     CircuitComplexity,
 )
+from grok_callbacks.metrics.complexity import DescriptionLength
 from grok_callbacks.metrics.information import (
     MatrixEntropy,
     MatrixMutualInformation,
@@ -31,6 +32,7 @@ __all__ = [
     "CircuitComplexity",
     "ClassDistanceRatio",
     "Commutativity",
+    "DescriptionLength",
     "FeatureLearning",
     "LinearMappingNumber",
     "LossOscillation",
