@@ -26,7 +26,7 @@ DECAYED, PLAIN = "#2166ac", "#b2182b"
 def report(output: Path, folder: Path) -> None:
     """Write ``li2_tables.md`` and ``li2_*.png`` of the cells there are."""
     folder.mkdir(parents=True, exist_ok=True)
-    sections = [stages, data, energy, muon, settings, wide, three_layers, scaling]
+    sections = [stages, data, energy, muon, settings, wide, three_layers, scaling, patience]
     texts = [section(load(output), folder) for section in sections]
     (folder / "li2_tables.md").write_text("\n\n".join(text for text in texts if text) + "\n")
 
@@ -181,7 +181,7 @@ def _stages_figure(results: Sequence[Result], path: Path) -> None:
                     label=label,
                 )
         axis.set(title=title, xscale="log", **({"yscale": "log"} if log else {}))
-        axis.legend(fontsize=7)
+        axis.legend(fontsize=7, framealpha=0.5, loc="upper left" if title.startswith("alignment") else "best")
     for axis in axes[1]:
         axis.set_xlabel("step")
     arguments = results[0]["arguments"]
@@ -274,6 +274,8 @@ def muon(cells: dict[str, list[Result]], folder: Path) -> str:
     axes[0, 0].legend()
     for axis in axes[:, 0]:
         axis.set_ylabel("frequencies covered")
+    for axis in axes[-1]:
+        axis.set_xlabel("step")
     figure.tight_layout()
     figure.savefig(folder / "li2_muon.png", dpi=90)
     plt.close(figure)
@@ -436,6 +438,23 @@ def scaling(cells: dict[str, list[Result]], folder: Path) -> str:
     return text + "\n\n" + table("Laws fitted to it", header, fits)
 
 
+def patience(cells: dict[str, list[Result]], folder: Path) -> str:
+    del folder
+    longer = {result["arguments"]["modulus"]: result for result in cells["patience"]}
+    usual = {result["arguments"]["modulus"]: result for result in cells["scaling"] if result["arguments"]["seed"] == 0}
+    rows = [
+        [
+            modulus,
+            *(f"{r['lower']:.3f} to {r['upper']:.3f}" for r in (usual[modulus], result)),
+            *(f"{r['upper'] * modulus / math.log(modulus):.2f}" for r in (usual[modulus], result)),
+        ]
+        for modulus, result in sorted(longer.items())
+        if modulus in usual
+    ]
+    header = ["M", "3,000 steps", "9,000 steps", "in units of ln M / M, 3,000 steps", "9,000 steps"]
+    return table("Critical train fraction and patience (one seed)", header, rows) if rows else ""
+
+
 def _draw(brackets: Sequence[Array], generator: np.random.Generator) -> Array:
     """One bootstrap draw: seeds with replacement, and each critical fraction anywhere in its bracket."""
     values = []
@@ -477,6 +496,7 @@ def _scaling_figure(moduli: Array, critical: Array, low: Array, high: Array, pat
     axis.plot(m, 2.75 * np.log(m) / m, "k:", label="2.75 ln M / M (the paper's code)")
     axis.set(xscale="log", yscale="log", xlabel="modulus M", ylabel="critical train fraction")
     axis.set_xticks(moduli, [f"{int(value)}" for value in moduli])
+    axis.set_yticks([0.1, 0.15, 0.2, 0.3, 0.4], ["10%", "15%", "20%", "30%", "40%"])
     axis.minorticks_off()
     axis.legend(fontsize=8)
     figure.tight_layout()

@@ -312,7 +312,7 @@ class Size:
     paper: tuple[int, int] = (71, 2048)
 
 
-TINY = Size(11, 32, 60, 11, 1, 1, ((11, 0.6),), (11, 13), (13, 32), (11, 32))
+TINY = Size(11, 32, 60, 11, 1, 1, ((11, 0.6),), (11, 12, 13), (13, 32), (11, 32))
 
 
 def stages(size: Size) -> Iterator[Cell]:
@@ -355,9 +355,9 @@ def muon(size: Size) -> Iterator[Cell]:
 
 def settings(size: Size) -> Iterator[Cell]:
     """At which learning rate and weight decay does the same data memorise?"""
-    for lr in (1e-3, 5e-3, 2e-2, 1e-1):
-        for decay in (0.0, 5e-5, 2e-4, 1e-3, 5e-3):
-            for seed in range(size.seeds):
+    for seed in range(size.seeds):
+        for lr in (1e-3, 5e-3, 2e-2, 1e-1):
+            for decay in (0.0, 5e-5, 2e-4, 1e-3, 5e-3):
                 arguments = {"modulus": size.small_modulus, "units": size.units // 2, "fraction": 0.42, "seed": seed}
                 arguments |= {"lr": lr, "weight_decay": decay, "steps": size.steps, "quantities": False, "stop": True}
                 yield f"lr{lr}-wd{decay}-seed{seed}", train, arguments
@@ -385,6 +385,13 @@ def scaling(size: Size) -> Iterator[Cell]:
             )
 
 
+def patience(size: Size) -> Iterator[Cell]:
+    """The same with three times the steps: how much of the critical fraction is the budget's?"""
+    for modulus in size.moduli[-3:-1]:
+        arguments = {"modulus": modulus, "seed": 0, "start": 2.6, "units": size.units, "weight_decay": 5e-4}
+        yield f"{modulus}-seed0", search, {**arguments, "steps": 3 * SEARCH_STEPS}
+
+
 def wide(size: Size) -> Iterator[Cell]:
     """The paper's example of a learning rate that memorises: M = 127, 3,225 samples."""
     modulus, units = size.wide
@@ -401,7 +408,9 @@ def paper(size: Size) -> Iterator[Cell]:
         yield f"wd{decay}", train, {**arguments, "steps": size.steps // 2, "measurements": 16}
 
 
-GROUPS = {group.__name__: group for group in (stages, data, energy, muon, settings, three_layers, scaling, wide, paper)}
+GROUPS = {
+    group.__name__: group for group in (stages, data, energy, muon, settings, three_layers, scaling, patience, wide, paper)
+}
 
 
 def run(output: Path, only: list[str], tiny: bool) -> None:

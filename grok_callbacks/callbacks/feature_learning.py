@@ -26,6 +26,8 @@ __all__ = ["FeatureLearningMonitor"]
 
 # Entries of a matrix whose change is followed; of larger ones so many, chosen by a seed.
 _MOST_ENTRIES = 2**18
+# How far the slope of a squared error may be from a straight line, in the precision of a loss of the user's.
+_STRAIGHT = 1e-2
 _FITTED = 0.99
 _ONSET = 0.2
 
@@ -216,8 +218,9 @@ class FeatureLearningMonitor(Monitor):
         if validation < chance + _ONSET * (1 - chance):
             self.announce(
                 f"Stage and outcome disagree at step {snapshot.step:,}: feature learning has been in stage III since step "
-                f"{self._stage_since:,}, but validation accuracy is {validation:.1%} (chance {chance:.1%}). What was learned "
-                "fits the training data alone, as with too little data; a stage is no verdict on generalisation."
+                f"{self._stage_since:,}, but validation accuracy is {validation:.1%} (chance {chance:.1%}). So far "
+                "what was learned fits the training data alone. It may generalise yet, or the data may be too few for it: a "
+                "stage is no verdict."
             )
 
     def figures(self) -> Mapping[str, Figure]:
@@ -300,16 +303,20 @@ class _Reduction:
 
     @classmethod
     def of(cls, snapshot: Snapshot, logits: Tensor, targets: Tensor) -> _Reduction:
-        """Measured at zero logits, where residuals are large, whatever the model has fitted.
-
-        There the predictions are known: 0 for a squared error, one half or an equal share for a cross-entropy.
-        """
-        slope = _slope(snapshot, torch.zeros_like(logits), targets).reshape(len(logits), -1)
+        """Measured at logits of our own, near which residuals are large, whatever the model has fitted."""
+        noise = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0)).to(logits)
+        start, middle, end = (_slope(snapshot, noise * factor, targets) for factor in (0.0, 1.0, 2.0))
+        way = middle - start
+        # The slope of a squared error, and of nothing else here, is a straight line; how steep is the factor.
+        if torch.linalg.norm(end - middle - way) <= _STRAIGHT * torch.linalg.norm(way):
+            return cls((way * noise.double()).sum() / noise.double().square().sum(), is_squared_error=True)
+        # At zero logits a cross-entropy predicts equal shares, or one half if each output stands for itself.
+        start = start.reshape(len(logits), -1)
         outputs = _one_row_each(targets, logits)
-        residuals = [outputs, outputs - 1 / outputs.shape[1], outputs - 0.5]
-        alike = [-float((slope * residual).sum() / torch.linalg.norm(residual)) for residual in residuals]
-        best = max(range(len(residuals)), key=lambda number: -math.inf if math.isnan(alike[number]) else alike[number])
-        return cls(gradient_scale(slope, residuals[best]), is_squared_error=best == 0)
+        residuals = [outputs - 1 / outputs.shape[1], outputs - 0.5]
+        alike = [-float((start * residual).sum() / torch.linalg.norm(residual)) for residual in residuals]
+        own = alike[1] > alike[0] or math.isnan(alike[0])
+        return cls(gradient_scale(start, residuals[own]), is_squared_error=False)
 
 
 def _slope(snapshot: Snapshot, logits: Tensor, targets: Tensor) -> Tensor:
@@ -350,6 +357,7 @@ _PANELS: dict[str, tuple[tuple[str, ...], str]] = {
 
 def _figure(stage: Series, history: Mapping[str, Series | None]) -> Figure:
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
 
     figure = Figure(figsize=(7, 7.5), layout="constrained")
     panels = figure.subplots(len(_PANELS), 1, sharex=True)
@@ -362,9 +370,9 @@ def _figure(stage: Series, history: Mapping[str, Series | None]) -> Figure:
                 axes.plot(series.steps, series.values, marker=".", linewidth=1, label=name)
         axes.set(ylabel=title, yscale=scale)
         axes.legend(frameon=False, fontsize=8, loc="best")
-    for first, _, number in _spans(stage):
-        label = f"{'I' * number} {Li2Stage.NAMES[number - 1]}"
-        panels[0].annotate(label, (first, 1.02), xycoords=("data", "axes fraction"), fontsize=9)
+    reached = sorted({number for _, _, number in _spans(stage)})
+    handles = [Patch(color=_COLOURS[n - 1], label=f"{'I' * n} {Li2Stage.NAMES[n - 1]}") for n in reached]
+    figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False)
     # Steps are log-spaced, and 0 is one of them.
     panels[-1].set_xscale("symlog", linthresh=1)
     panels[-1].set(xlabel="step", xlim=(0, max(stage.steps[-1], 1)))

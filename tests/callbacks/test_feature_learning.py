@@ -174,6 +174,18 @@ class TestLosses:
             values = measured(model, Probe(train=(INPUTS, labels)))
         assert values["gradient_norm"] == pytest.approx(float(torch.linalg.norm(gradient)), rel=0.01)
 
+    def test_centred_squares_are_no_cross_entropy(self):
+        """At zero logits their slopes agree."""
+
+        def loss(outputs, labels):
+            return squared(outputs, F.one_hot(labels, CLASSES) - 1 / CLASSES)
+
+        model = network()
+        features, outputs, weight = parts(model)
+        centred = ONE_HOT - 1 / CLASSES
+        values = measured(model, Probe(train=(INPUTS, LABELS), loss=loss))
+        assert_measured(values, expected(features, centred, centred - outputs, weight, ridge=0.0))
+
 
 class Tied(nn.Module):
     """Answers at each position, or at the last one, with its embedding for a last layer."""
@@ -427,7 +439,7 @@ class TestInATrainer:
         figure.canvas.draw()
         labels = {text.get_text() for axes in figure.axes for text in axes.get_legend().get_texts()}
         assert {"cos_lazy", "weight_change", "participation_ratio"} <= labels
-        assert [text.get_text() for text in figure.axes[0].texts] == ["I lazy"]
+        assert [text.get_text() for text in figure.legends[0].get_texts()] == ["I lazy"]
 
     def test_state_is_small(self):
         monitor = FeatureLearningMonitor()
