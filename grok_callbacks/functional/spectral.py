@@ -189,7 +189,7 @@ def _fast_singular_values(tall: Tensor) -> Tensor | None:
     sample = to_double(tall[stride // 2 :: stride][:size])
     gram = sample.new_zeros(min(size, columns), min(size, columns))
     _add_lower_gram(gram, sample.T if size < columns else sample)
-    gram.diagonal().mul_(1 - _RANK)
+    gram.diagonal().mul_(1 - _RANK * len(gram))
     # The order of the first minor that is not positive, one more than the rank; 0 if there is none.
     singular_minor = int(torch.linalg.cholesky_ex(gram).info)
     if singular_minor == 0:
