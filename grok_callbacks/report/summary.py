@@ -20,15 +20,23 @@ class RunSummary:
         outcome: What the run is, ``None`` if it has no accuracies to judge by.
         steps: The step of each event, ``None`` where it has not come.
         accuracies: Training and validation accuracy, those of them that there are.
+        stage: The last stage of feature learning, ``None`` where it was not measured.
     """
 
     outcome: Outcome | None
     steps: Mapping[str, int | None] = field(default_factory=dict)
     accuracies: Mapping[str, Series] = field(default_factory=dict)
+    stage: int | None = None
 
     @property
     def verdict(self) -> str:
-        """One sentence."""
+        """One sentence, and another where the stage of feature learning says otherwise."""
+        if self.outcome == "memorisation" and self.stage == 3:
+            return f"{self._outcome_in_words} Feature learning is in stage III all the same: a stage is no verdict."
+        return self._outcome_in_words
+
+    @property
+    def _outcome_in_words(self) -> str:
         memorized, generalized = self.steps.get("memorized"), self.steps.get("generalized")
         if self.outcome is None:
             return "No accuracies were logged or measured, so there is no verdict."
@@ -73,4 +81,6 @@ def summarize(history: History, thresholds: Thresholds | None = None, prefix: st
     tracker.adopt({event: int(step) for event, step in logged.items()})
     judged = bool(accuracies) or bool(logged)
     steps = {"memorized": tracker.memorized_step, "onset": tracker.onset_step, "generalized": tracker.grokked_step}
-    return RunSummary(tracker.outcome if judged else None, steps, accuracies)
+    stages = history.get(f"{prefix}/li2/stage", Series()).values
+    stage = int(stages[-1]) if stages and stages[-1] in {1, 2, 3} else None
+    return RunSummary(tracker.outcome if judged else None, steps, accuracies, stage)

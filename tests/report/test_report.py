@@ -99,6 +99,18 @@ def test_other_outcomes(train, validation, outcome):
     assert summarize(history).outcome == outcome
 
 
+@pytest.mark.parametrize(("stages", "validation", "says"), [
+    ([1, 2, 3], 0.0, True), ([1, 2, 2], 0.0, False), ([1, 2, 3], 1.0, False), ([1, 2, math.nan], 0.0, False), ([], 0.0, False)
+])  # fmt: skip
+def test_stage_and_outcome_that_disagree(stages, validation, says):
+    history = History()
+    for step in range(3):
+        history.add(step, {"grok/accuracy/train": 1.0, "grok/accuracy/validation": validation})
+    for step, stage in enumerate(stages):
+        history.add(step, {"grok/li2/stage": stage})
+    assert ("stage III all the same" in summarize(history).verdict) == says
+
+
 def test_no_accuracies_no_verdict():
     history = History()
     history.add(0, {"grok/norm": 1.0})
