@@ -92,8 +92,9 @@ def verdict(baseline: list[Run], runs: list[Run]) -> str:
     if share(runs) < share(baseline):
         return "harm: fewer runs generalise"
     if share(runs) == share(baseline) == 0:
-        last = [run["curves"]["val_acc"][1][-1] for run in runs], [run["curves"]["val_acc"][1][-1] for run in baseline]
-        return f"none generalises; final accuracy {np.mean(last[0]):.0%} against {np.mean(last[1]):.0%}"
+        last, without = ([run["curves"]["val_acc"][1][-1] for run in group] for group in (runs, baseline))
+        worse = "harm" if max(last) < min(without) else "none generalises"
+        return f"{worse}: final accuracy {np.mean(last):.0%} against {np.mean(without):.0%}"
     _, low, high = speedup(baseline, runs, steps_to_generalise)
     return "helps" if low > 1 else "harm: slower" if high < 1 else "no clear difference"
 
