@@ -118,8 +118,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         tables.append(f"## {threads} torch thread{'s' * (threads > 1)}\n\n{_common.markdown(HEADER, rows)}")
     text = (
         "Ratios above 1: `singular_values` is faster than `svdvals`. `half` is of half the full rank; `decay` has singular "
-        "values\nover eight decades, down to the rounding of the float32 entries. Times are of the processor with one thread, of the "
-        "wall clock with more.\n\n" + "\n\n".join(tables)
+        "values\nover eight decades, down to the rounding of the float32 entries. Times are of the processor with one thread, "
+        "of the wall clock with more.\n\n" + "\n\n".join(tables)
     )
     _common.publish(text, arguments.output)
 
