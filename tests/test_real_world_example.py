@@ -106,7 +106,7 @@ def test_verdict_tells_what_goes_with_the_norm_from_what_goes_with_generalisatio
     runs = script.load(tmp_path)
     assert script.verdict(runs, "grok/norm") == "the norm"
     assert script.verdict(runs, "grok/sparsity/mlp.1") == "generalisation"
-    script.report(tmp_path, tmp_path / "docs", "command")
+    script.report(tmp_path, tmp_path / "docs")
     text = (tmp_path / "docs" / "real_world.md").read_text()
     assert "| `growing_norm` | 2 | 100 (100 to 100) |" in text
     assert "nan" not in text
