@@ -275,6 +275,14 @@ class TestLayers:
             parameter.requires_grad_(False)
         assert measured(model) == values
 
+    def test_sharded_weights_need_no_backward_pass(self):
+        """FSDP would act in it, and gives parameters that can be gathered."""
+        model = network()
+        values = measured(model)
+        for parameter in model.parameters():
+            parameter.full_tensor = parameter.detach
+        assert measured(model) == pytest.approx(values, rel=1e-5)
+
     def test_parametrised_weight(self):
         model = network()
         values = measured(model)
