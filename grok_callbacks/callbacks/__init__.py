@@ -6,6 +6,7 @@ A monitor that is named here is importable from :mod:`grok_callbacks` and belong
 from grok_callbacks.callbacks.activation_sparsity import ActivationSparsityMonitor
 from grok_callbacks.callbacks.circuit_complexity import CircuitComplexityMonitor
 from grok_callbacks.callbacks.commutativity import CommutativityMonitor
+from grok_callbacks.callbacks.complexity import ComplexityMonitor
 from grok_callbacks.callbacks.detector import GrokkingDetector
 from grok_callbacks.callbacks.feature_learning import FeatureLearningMonitor
 from grok_callbacks.callbacks.group_law import GroupLawMonitor
@@ -22,6 +23,7 @@ __all__ = [
     "ActivationSparsityMonitor",
     "CircuitComplexityMonitor",
     "CommutativityMonitor",
+    "ComplexityMonitor",
     "FeatureLearningMonitor",
     "GrokkingDetector",
     "GroupLawMonitor",

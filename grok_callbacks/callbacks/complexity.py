@@ -1,0 +1,181 @@
+"""Rate-distortion complexity, description length and generalisation bound."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from grok_callbacks.callbacks.monitor import Monitor
+from grok_callbacks.functional.complexity import RateDistortion, naive_size, rate_distortion
+from grok_callbacks.metrics import DescriptionLength
+from grok_callbacks.probe import Split
+from grok_callbacks.schedule import LogSpaced, Schedule
+from grok_callbacks.snapshot import ModelView, Snapshot
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["ComplexityMonitor"]
+
+
+class ComplexityMonitor(Monitor):
+    r"""Logs how short a description of the weights can be that keeps the loss within epsilon.
+
+    Weights are coarse-grained (rounded to a multiple of a bin size, matrices of low rank stored as factors) as far as the
+    training loss allows, and the result is compressed for real: its length in bits is the rate-distortion complexity. It rises
+    while a network memorises and falls when it finds a simpler solution. Added to it, the code length of the training targets
+    under the coarse model gives the total description length, and the length bounds the error rate on unseen samples.
+
+    Losses are taken over the probe, so that description length and bound are *estimates*, named so. They hold, and the names
+    lose the word, where the probe is the whole training set: give it a ``size`` that is larger than that.
+
+    | key | value |
+    |---|---|
+    | `grok/complexity/bits` | length of the description at the (largest) epsilon: all that a decoder needs |
+    | `grok/complexity/bits_{epsilon}` | the same for each further epsilon |
+    | `grok/complexity/naive_bits` | length of the raw float32 weights after bzip2 |
+    | `grok/complexity/train_loss`, `validation_loss` | loss of the coarse model on the probe |
+    | `grok/complexity/bin_size`, `threshold` | what was chosen for the (largest) epsilon |
+    | `grok/complexity/total_bits` or `total_bits_estimate` | description of weights and training targets together |
+    | `grok/complexity/bound` or `bound_estimate` | with probability 1 - delta the error rate stays below it; vacuous above 1 |
+
+    Total length and bound are logged for classification only. As a figure: the rate-distortion curve of the epsilons.
+
+    Cost: one float64 singular-value decomposition of each matrix, some 20 to 60 probe passes and a few compressions: a second
+    for a small network. Losses are split over ranks. By default it therefore measures at five steps a decade. Source: DeMoss et
+    al. 2024 (arXiv 2412.09810), Algorithm 1; the bound is eq. 4 with the bits' natural logarithm (our choice).
+
+    Args:
+        epsilon: How much the training loss may rise, in its own unit, or several; one search serves all.
+        encoding: ``"paper"`` (float32 arrays, bzip2) or ``"tight"`` (whole numbers, the best of several coders).
+        parameters: Globs of parameter names; all by default, since a decoder needs all.
+        num_train_samples: Size of the training set, to scale the probe's code length to it where the probe is a part.
+        two_sided: Require that the loss changes by less than epsilon in either direction, as the paper's text has it.
+        delta: Probability that the bound fails.
+        schedule: When to measure; five log-spaced steps a decade by default.
+        **kwargs: See :class:`~grok_callbacks.Monitor`.
+
+    Example:
+        >>> import torch
+        >>> from grok_callbacks import ComplexityMonitor, Probe, Recorder
+        >>> model = torch.nn.Linear(4, 3)
+        >>> batch = (torch.randn(8, 4), torch.randint(3, (8,)))
+        >>> values = Recorder(model, [ComplexityMonitor()], Probe(train=batch, size=8)).record(step=0)
+        >>> values["grok/complexity/bits"] < values["grok/complexity/naive_bits"]
+        True
+    """
+
+    question = "Is it compressing?"
+    preset = "full"
+
+    def __init__(
+        self,
+        epsilon: float | Sequence[float] = (1.0, 0.1),
+        encoding: Literal["paper", "tight"] = "paper",
+        *,
+        parameters: str | Sequence[str] | None = None,
+        num_train_samples: int | None = None,
+        two_sided: bool = False,
+        delta: float = 0.05,
+        schedule: Schedule | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(schedule=schedule if schedule is not None else LogSpaced(5), **kwargs)
+        self.epsilons = [float(epsilon)] if isinstance(epsilon, (int, float)) else sorted(map(float, epsilon), reverse=True)
+        self.encoding: Literal["paper", "tight"] = encoding
+        self.parameters = parameters
+        self.num_train_samples = num_train_samples
+        self.two_sided = two_sided
+        self.delta = delta
+        self._names: list[str] = []
+        self._results: tuple[RateDistortion, ...] = ()
+        self._length = DescriptionLength(sync_on_compute=False)
+        self._warned_vacuous = False
+
+    def bind(self, view: ModelView) -> None:
+        """Choose the parameters and see that there is a loss."""
+        if not self.epsilons or min(self.epsilons) <= 0:
+            raise ValueError(f"`epsilon` must be positive, got {self.epsilons}.")
+        view.require_logits("train")
+        self._names = view.select_parameters(self.parameters)
+        self._length = DescriptionLength(num_samples=self.num_train_samples, delta=self.delta, sync_on_compute=False)
+        self.metric = self._length
+
+    def measure(self, snapshot: Snapshot) -> Mapping[str, float | Tensor]:
+        """Search the shortest descriptions, and see what the coarse model is worth."""
+        weights = {name: snapshot.weights[name] for name in self._names}
+        ranks = snapshot.ranks
+        shared: dict[str, Any] = {}
+        if ranks.world_size > 1:
+            shared = {"rank": ranks.rank, "world_size": ranks.world_size, "reduce": ranks.all_reduce}
+        self._results = rate_distortion(
+            weights,
+            lambda coarse: self._loss(snapshot, coarse, "train"),
+            self.epsilons,
+            self.encoding,
+            two_sided=self.two_sided,
+            **shared,
+        )
+        best = self._results[0]
+        values: dict[str, float | Tensor] = {
+            "complexity/bits": best.bits,
+            "complexity/naive_bits": naive_size(weights),
+            "complexity/train_loss": best.loss,
+            "complexity/bin_size": best.bin_size,
+            "complexity/threshold": best.threshold,
+        }
+        values |= {f"complexity/bits_{result.epsilon:g}": result.bits for result in self._results[1:]}
+        if best.payload:
+            values |= self._of_coarse_model(snapshot, best)
+        return values
+
+    def _of_coarse_model(self, snapshot: Snapshot, best: RateDistortion) -> dict[str, float | Tensor]:
+        coarse = {name: tensor.to(snapshot.view.device) for name, tensor in best.coarse_weights().items()}
+        values: dict[str, float | Tensor] = {}
+        if snapshot.has("validation") and snapshot.targets("validation") is not None:
+            values["complexity/validation_loss"] = self._loss(snapshot, coarse, "validation")
+        logits, targets = self._answers(snapshot, coarse, "train")
+        if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.shape != logits.shape[:-1]:
+            return values
+        self._length.reset()
+        self._length.update(logits, targets, best.bits)
+        length = self._length.compute()
+        suffix = "" if self._is_whole(snapshot) else "_estimate"
+        values[f"complexity/total_bits{suffix}"] = length["total_bits"]
+        values[f"complexity/bound{suffix}"] = length["bound"]
+        if length["bound"] > 1 and not self._warned_vacuous:
+            self._warned_vacuous = True
+            self.announce(
+                f"The generalisation bound is vacuous ({float(length['bound']):.2f} > 1) at step {snapshot.step:,}; said once."
+            )
+        return values
+
+    def _is_whole(self, snapshot: Snapshot) -> bool:
+        """Whether the probe is the whole training set: it was to hold more samples than there are, or as many as it is told."""
+        held = len(snapshot.view.require_samples("train"))
+        return held < snapshot.view.probe.size or held == self.num_train_samples
+
+    def _answers(self, snapshot: Snapshot, weights: Mapping[str, Tensor], split: Split) -> tuple[Tensor, Any]:
+        run = snapshot.forward(split, weights=weights)
+        return snapshot.view.probe.align(run.logits, snapshot.batch(split).targets)
+
+    def _loss(self, snapshot: Snapshot, weights: Mapping[str, Tensor], split: Split) -> Tensor:
+        return snapshot.loss_of(*self._answers(snapshot, weights, split))
+
+    def figures(self) -> Mapping[str, Figure]:
+        """Bits against the loss that is allowed, if there are several epsilons."""
+        from matplotlib.figure import Figure
+
+        finite = [result for result in self._results if torch.tensor(result.bits).isfinite()]
+        if len(finite) < 2:
+            return {}
+        figure = Figure(figsize=(4.5, 3.2), layout="constrained")
+        axes = figure.subplots()
+        axes.plot([result.epsilon for result in finite], [result.bits / 8000 for result in finite], marker="o")
+        axes.set(xscale="log", xlabel="allowed rise of the loss (epsilon)", ylabel="description (kB)", ylim=(0, None))
+        axes.set_title("Rate-distortion curve")
+        axes.grid(alpha=0.25)
+        return {"complexity/rate_distortion": figure}
