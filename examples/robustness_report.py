@@ -84,7 +84,7 @@ def speedup(baseline: list[Run], runs: list[Run], cost: Callable[[Run], float]) 
 
 
 def verdict(baseline: list[Run], runs: list[Run]) -> str:
-    """Decided before any run was looked at: help is less steps with 95% confidence, and no fewer runs that generalise."""
+    """Help is fewer steps with 95% confidence, and no fewer runs that generalise."""
 
     def share(group: list[Run]) -> float:
         return sum(run["grokked_step"] is not None for run in group) / len(group)
