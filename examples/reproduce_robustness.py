@@ -2,13 +2,13 @@
 
 Every cell of every table is one run whose result is one JSON file, so that what was cut off goes on where it stopped:
 
-    python examples/reproduce_robustness.py --output runs/robustness          # about 20 minutes on one core
+    python examples/reproduce_robustness.py --output runs/robustness          # 12 CPU-minutes, and the transformer's
     python examples/reproduce_robustness.py --output runs/robustness --report docs/reproductions
     python examples/reproduce_robustness.py --only paper                      # the paper's own size: hours, without a GPU
     python examples/reproduce_robustness.py --verify                          # that the loop is what a Trainer does
 
 The mixins are the package's own, grafted by ``with_mixins``; the monitors are its own, driven by a ``Recorder``. The loop
-around them is a plain one, three times as fast as a Trainer on networks this small, and bit for bit the same (``--verify``).
+around them is a plain one, quicker than a Trainer on networks this small, and bit for bit the same (``--verify``).
 """
 
 from __future__ import annotations
