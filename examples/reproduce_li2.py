@@ -387,7 +387,7 @@ def scaling(size: Size) -> Iterator[Cell]:
 
 def patience(size: Size) -> Iterator[Cell]:
     """The same with three times the steps: how much of the critical fraction is the budget's?"""
-    for modulus in size.moduli[-3:-1]:
+    for modulus in size.moduli[-2:-4:-1]:
         arguments = {"modulus": modulus, "seed": 0, "start": 2.6, "units": size.units, "weight_decay": 5e-4}
         yield f"{modulus}-seed0", search, {**arguments, "steps": 3 * SEARCH_STEPS}
 
