@@ -25,7 +25,7 @@ from grok_callbacks.functional._common import entropy, to_double
 _SUM_NOISE = 4.0
 _ROUNDING_NOISE = 0.5
 # Bytes of activations per CPU thread that stay in its cache, where larger chunks are slower as well as bigger.
-_CACHE = 8 * 2**20
+_CACHE = 6 * 2**20
 # Chunks whose indices are worked out, and whose results are written, at a time.
 _BLOCK = 16
 # Squares of float32 values within these bounds, and of their rounding errors, neither overflow nor vanish.
@@ -204,7 +204,7 @@ def linear_mapping_number_estimate(
 
     the mean over all subsets of n points, of which it is an unbiased estimate for any n, N and number of subsets. It is
     *not* an estimate of the number of all N points, which is larger; but unlike that it may be compared between data
-    sets of different size, and it costs R n / N times n / N of its time.
+    sets of different size, and it takes about :math:`R (n / N)^2` of the time.
 
     Subsets are cut from random permutations of the points, so they are disjoint as long as :math:`R n \le N`. The standard
     error is exact for what fresh points of the same distribution would give, and (disjoint subsets being slightly
@@ -308,13 +308,13 @@ class _Segments:
         return torch.cat([self._chunk_linearity(start, end) for start, end in chunks])
 
     def _chunk_linearity(self, first: Tensor, second: Tensor) -> Tensor:
-        path = self.path[:, : len(first)]
+        path = _part(self.path, first)
         torch.lerp(self.ends.index_select(0, first), self.ends.index_select(0, second), self.times, out=path)
         inner = self._widen(self._evaluate(path.to(self.format)))
         start, end = self.values.index_select(0, first), self.values.index_select(0, second)
         # r^2 = 1 - residual / total. Measured from the chord, which has no residual and which the outputs leave and meet
         # at the ends of the segment, sums of squares lose no digits to an offset of y, nor 1 - r^2 to a slope.
-        bend = torch.lerp(start, end, self.value_times, out=self.bend[:, : len(first)])
+        bend = torch.lerp(start, end, self.value_times, out=_part(self.bend, first))
         torch.sub(inner, bend, out=bend)
         level, tilt = (self.contrasts @ bend.flatten(1)).view(2, *start.shape)
         residual = (bend.square_().sum(0) - level.square() - tilt.square()).clamp(min=0.0)
@@ -448,6 +448,12 @@ class _Footprint(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._users[key] -= 1
         if self._users[key] == 0:
             self._alive -= size
+
+
+def _part(buffer: Tensor, pairs: Tensor) -> Tensor:
+    """As many contiguous columns of a (T, P, ...) buffer as there are pairs."""
+    shape = (len(buffer), len(pairs), *buffer.shape[2:])
+    return buffer.view(-1)[: math.prod(shape)].view(shape)
 
 
 def _leaves_float32(scale: Tensor) -> bool:
