@@ -519,10 +519,10 @@ FINDINGS = """\
 sparsity rises. Two things differ. The relative sparsity of the *first* layer falls. And no measure correlates with test
 accuracy better than the norm does, by more than 0.001: the norm is at -0.99 or beyond in every run.
 
-**Cross-entropy**, which the paper's text has, does not look like the paper's plots. Test accuracy is above 80% when the
-training set is memorised, and what it still gains barely passes the 10 points that we ask of grokking. Sparsity falls
-instead of rising, by either threshold. Circuit complexity falls a hundredfold and more and oscillates late in the run, and
-the last layer's rises.
+**Cross-entropy**, which the paper's text has, does not look like the paper's plots. Test accuracy is at 80 to 85% when the
+training set is memorised, and gains 10 to 16 points from there, against 71 to 77 with squared error: the definition calls
+it grokking, but little is left to grok. Sparsity falls instead of rising, by either threshold. Circuit complexity falls a
+hundredfold and more and oscillates late in the run, and the last layer's rises.
 
 **Growing norm.** As in the paper, generalisation needs no falling norm. In every run the norm rises from each measurement
 to the next after memorisation, to nearly three times, while test accuracy goes from about 21% to over 90%. That is 4 to 6
