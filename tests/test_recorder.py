@@ -278,7 +278,7 @@ class Failing(Monitor):
 def test_a_monitor_that_fails_is_switched_off_with_one_warning(error):
     recorder = Recorder(mlp(), [Failing(error=error), Counting()])
     recorder.record(0), recorder.record(1)
-    with pytest.warns(UserWarning, match=r"Failing\(error=.*\) failed and is switched off.*no more") as caught:
+    with pytest.warns(UserWarning, match=r"Failing.* failed and is switched off.*no more") as caught:
         values = [recorder.record(step) for step in range(2, 8)]
     assert len(caught) == 1
     assert len(recorder.switched_off) == 1

@@ -242,11 +242,11 @@ def test_validation_samples_are_there_at_once_where_validation_is_rare(tmp_path)
 
 
 def test_checkpoints_load_safely_and_hold_all_monitors(tmp_path):
-    callbacks = all_monitors()
+    callbacks = all_monitors(schedule=EverySteps(1))
     _, trainer = fit(callbacks, validation=loader(8), max_steps=3)
     trainer.save_checkpoint(tmp_path / "x.ckpt")
     states = torch.load(tmp_path / "x.ckpt", weights_only=True)["callbacks"]
-    resumed = all_monitors()
+    resumed = all_monitors(schedule=EverySteps(1))
     _, trainer = fit(resumed, validation=loader(8), max_steps=6, ckpt_path=tmp_path / "x.ckpt")
     for monitor, twin in zip(callbacks, resumed, strict=True):
         assert states[monitor.state_key]["recorder"]["measurements"] == 4
