@@ -3,12 +3,13 @@
 Singular values are the expensive part. A Gram matrix has them at a fraction of the price of an SVD, but squares the
 condition number: what lies below ``sqrt(eps)`` of the largest singular value drowns in rounding, and grokking ends in
 low-rank matrices, where everything but a few values lies there. :func:`singular_values` takes the Gram matrix only
-where its smallest eigenvalue is resolved, and of a low rank only what is left when the dominant subspace is split off.
+where its smallest eigenvalue is resolved; otherwise only of what is left when the dominant subspace is split off.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,8 +19,12 @@ from grok_callbacks.functional._common import entropy, to_double
 # Rows per column from which the fast routes are tried: below it they gain little where they work and cost most where
 # they don't.
 _TALL = 3
-# Multiplications of a Gram matrix below which the routes' fixed costs are no longer small beside what they save.
-_WORTH_WHILE = 100_000_000
+# Multiplications of a Gram matrix below which a route's fixed costs are no longer small beside what it saves: for the
+# Gram matrix alone, and for more than that.
+_WORTH_WHILE = 10_000_000
+_WORTH_SPLITTING = 30_000_000
+# Rows per column from which an unresolved Gram matrix's eigenvectors, and a second Gram matrix, cost less than an SVD.
+_VERY_TALL = 32
 # Smallest eigenvalue of a Gram matrix, relative to the largest, that is trusted. Rounding moves an eigenvalue by a few
 # eps of the largest, so that a singular value at this limit is off by some 1e-11 of the largest, larger ones by less.
 _RESOLVED = 1e-10
@@ -36,6 +41,8 @@ _LOW_RANK = 8
 _SAFE_RANGE = (1e-100, 1e100)
 # Entries converted to double precision at a time.
 _CHUNK = 2**19
+# Whether torch multiplies by MKL on the CPU.
+_HAS_MKL: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
 
 
 def flatten_matrix(weight: Tensor) -> Tensor:
@@ -78,9 +85,12 @@ def singular_values(matrix: Tensor) -> Tensor:
 
     Cost:
         One float64 ``svdvals``, of the transpose for a wide matrix. Where one side is at least three times the other,
-        and the matrix not small, the Gram matrix of the smaller side (``m n^2`` for ``m > n``, by blocks of its lower
-        triangle) and its eigenvalues (``4/3 n^3``) instead, about half as much; likewise for a rank of ``n / 8`` or
-        less. A rank or a decay in between takes ``svdvals`` and some percent for finding that out.
+        and the matrix not small, the Gram matrix of the smaller side (``m n^2`` for ``m > n``) and its eigenvalues
+        (``4/3 n^3``) instead, about half as much; likewise for a rank of ``n / 8`` or less. A rank or a decay in
+        between takes ``svdvals`` and some percent for finding that out, or with ``m`` at least ``32 n`` the Gram
+        matrix's eigenvectors and a second Gram matrix. Where torch multiplies by MKL, NumPy's BLAS forms the products
+        on the CPU; its threads are set by ``OPENBLAS_NUM_THREADS`` or ``OMP_NUM_THREADS``, not by
+        ``torch.set_num_threads``.
 
     Example:
         >>> singular_values(torch.tensor([[3.0, 0.0], [0.0, -4.0], [0.0, 0.0]])).round(decimals=6)
@@ -184,41 +194,64 @@ def _fast_singular_values(tall: Tensor) -> Tensor | None:
         return None
     if tall.dtype == torch.float64 and not _SAFE_RANGE[0] < _largest(tall) < _SAFE_RANGE[1]:
         return None
-    size = min(2 * columns, rows // 6)
+    size = min(2 * columns, rows // 7)
     stride = rows // size
     sample = to_double(tall[stride // 2 :: stride][:size])
-    gram = sample.new_zeros(min(size, columns), min(size, columns))
-    _add_lower_gram(gram, sample.T if size < columns else sample)
+    gram = _product(sample, sample.T) if size < columns else _product(sample.T, sample)
     gram.diagonal().mul_(1 - _RANK * len(gram))
     # The order of the first minor that is not positive, one more than the rank; 0 if there is none.
     singular_minor = int(torch.linalg.cholesky_ex(gram).info)
-    if singular_minor == 0:
-        return _by_gram(tall)
-    rank = singular_minor - 1
-    if rank > columns // _LOW_RANK:
+    rank = singular_minor - 1 if singular_minor else columns
+    if rank < columns and rows * columns**2 < _WORTH_SPLITTING:
         return None
-    directions = _dominant_directions(sample, rank)
-    return None if directions is None else _by_splitting(tall, directions)
+    values = None
+    if rank <= columns // _LOW_RANK:
+        directions = _dominant_directions(sample, rank)
+        values = None if directions is None else _by_splitting(tall, directions)
+    if values is None and (rank == columns or rows >= _VERY_TALL * columns):
+        values = _by_gram(tall)
+    return values
 
 
 def _dominant_directions(sample: Tensor, rank: int) -> Tensor | None:
     """Orthonormal basis ``(n, r)`` of the space that all rows of the sample lie in, or None if the first don't span it."""
     some = sample[: 2 * rank + 8]
-    eigenvalues, vectors = torch.linalg.eigh(some @ some.T)
-    directions = torch.linalg.qr(some.T @ vectors[:, eigenvalues > _RANK * eigenvalues[-1]]).Q
-    rest = torch.addmm(sample, sample @ directions, directions.T, alpha=-1)
+    eigenvalues, vectors = torch.linalg.eigh(_product(some, some.T))
+    directions = torch.linalg.qr(_product(some.T, vectors[:, eigenvalues > _RANK * eigenvalues[-1]])).Q
+    rest = sample - _product(_product(sample, directions), directions.T)
     spanned = torch.linalg.vector_norm(rest) < _REST * torch.linalg.vector_norm(sample)
     return directions if spanned else None
 
 
 def _by_gram(tall: Tensor) -> Tensor | None:
-    """Roots of the eigenvalues of ``A^T A``, or None where the smallest of them is not resolved."""
-    columns = tall.shape[1]
-    gram = to_double(tall.new_zeros(())).new_zeros(columns, columns)
-    for chunk in torch.split(tall, _chunk_rows(columns)):
-        _add_lower_gram(gram, to_double(chunk))
+    """Roots of the eigenvalues of ``A^T A``, those not resolved measured anew; None where that is not worth while.
+
+    With ``V`` the eigenvectors of the unresolved ones, ``A V`` has the singular values that are left, and is at most
+    1e-5 of ``A``: the error of its Gram matrix is as much smaller, and what it doesn't resolve either is below 1e-12.
+    """
+    rows, columns = tall.shape
+    gram = _gram(tall)
     eigenvalues = torch.linalg.eigvalsh(gram)
-    return eigenvalues.flip(0).sqrt() if eigenvalues[0] > _RESOLVED * eigenvalues[-1] else None
+    unresolved = int((eigenvalues <= _RESOLVED * eigenvalues[-1]).sum())
+    if unresolved == 0:
+        return torch.sqrt(eigenvalues.flip(0))
+    if rows < _VERY_TALL * columns or rows * columns**2 < _WORTH_SPLITTING:
+        return None
+    vectors = torch.linalg.eigh(gram).eigenvectors[:, :unresolved]
+    remaining = torch.linalg.eigvalsh(_gram(tall, vectors)).clamp(min=0)
+    values: Tensor = torch.cat([remaining, eigenvalues[unresolved:]]).sqrt().sort(descending=True).values
+    return values
+
+
+def _gram(tall: Tensor, basis: Tensor | None = None) -> Tensor:
+    """``A^T A`` or, in the coordinates of a basis ``V``, ``(A V)^T (A V)``, in double precision."""
+    columns = tall.shape[1] if basis is None else basis.shape[1]
+    gram = to_double(tall.new_zeros(())).new_zeros(columns, columns)
+    for chunk in torch.split(tall, _chunk_rows(tall.shape[1])):
+        image = to_double(chunk)
+        image = image if basis is None else _product(image, basis)
+        gram += _product(image.T, image)
+    return gram
 
 
 def _by_splitting(tall: Tensor, directions: Tensor) -> Tensor | None:
@@ -233,30 +266,30 @@ def _by_splitting(tall: Tensor, directions: Tensor) -> Tensor | None:
     largest = _largest(tall)
     # E in units in which it is at most of order one, lest its squares vanish in single precision.
     unit = _REST * largest
+    precision = torch.float32 if _uses_numpy(tall) else torch.float64
     core = directions.new_zeros(rank, rank)
-    precision = _precision_of_rest(tall.device)
     cross = torch.zeros(rank, columns, dtype=precision, device=tall.device)
     rest = torch.zeros(columns, columns, dtype=precision, device=tall.device)
     for chunk in torch.split(tall, _chunk_rows(columns)):
         exact = to_double(chunk)
-        image = exact @ directions
-        remainder = torch.addmm(exact, image, directions.T, beta=1 / unit, alpha=-1 / unit).to(precision)
-        core.addmm_(image.T, image)
-        cross.addmm_((image / largest).to(precision).T, remainder)
-        _add_lower_gram(rest, remainder)
+        image = _product(exact, directions)
+        remainder = _product(image / -unit, directions.T).add_(exact, alpha=1 / unit).to(precision)
+        core += _product(image.T, image)
+        cross += _product((image / largest).to(precision).T, remainder)
+        rest += _product(remainder.T, remainder)
     factor, info = torch.linalg.cholesky_ex(core)
     if info != 0:
         return None
     coupled = torch.linalg.solve_triangular(factor / largest, to_double(cross), upper=False)
     # Before the subtraction: what is far larger than its difference leaves nothing but rounding.
     left = unit * to_double(rest).trace().sqrt()
-    rest = to_double(rest.tril() + rest.tril(-1).T) - coupled.T @ coupled
+    rest = to_double(rest) - _product(coupled.T, coupled)
     _, dominant, rows = torch.linalg.svd(factor.T @ directions.T + unit * coupled, full_matrices=False)
     whole = torch.linalg.vector_norm(dominant)
     coupling = unit * ((rows @ rest) * rows).sum().clamp(min=0).sqrt()
     if left > _REST * whole or coupling > _COUPLING * whole:
         return None
-    remaining = torch.linalg.eigvalsh(rest)[rank:].clamp(min=0).sqrt() * unit
+    remaining = to_double(torch.linalg.eigvalsh(rest.to(precision)))[rank:].clamp(min=0).sqrt() * unit
     return torch.cat([remaining, dominant]).sort(descending=True).values
 
 
@@ -266,22 +299,25 @@ def _largest(matrix: Tensor) -> float:
     return max(-float(lowest), float(highest))
 
 
-def _precision_of_rest(device: torch.device) -> torch.dtype:
-    """Single where its products are of single precision, not of the fewer bits that a user may allow (TF32, bfloat16)."""
-    try:
-        exact = device.type == "cpu" and torch.get_float32_matmul_precision() == "highest"
-    except RuntimeError:  # set per backend, for which there is no one answer
-        exact = False
-    return torch.float32 if exact else torch.float64
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """``left @ right``, on the CPU by NumPy's BLAS rather than by MKL.
+
+    MKL is slow on other makers' processors, and torch computes both triangles of ``A^T A``, NumPy one. Nor does NumPy
+    take the fewer bits that a user may allow torch's products (autocast, TF32).
+    """
+    if not _uses_numpy(left):
+        return left @ right
+    return torch.from_numpy(_blas_array(left) @ _blas_array(right))
 
 
-def _add_lower_gram(gram: Tensor, matrix: Tensor) -> None:
-    """Add ``matrix.T @ matrix`` to the lower triangle of ``gram``, by stripes that skip most of the upper one."""
-    columns = matrix.shape[1]
-    width = max(32, columns // 8)
-    for start in range(0, columns, width):
-        stop = start + width
-        gram[start:stop, :stop].addmm_(matrix[:, start:stop].T, matrix[:, :stop])
+def _uses_numpy(matrix: Tensor) -> bool:
+    return matrix.device.type == "cpu" and _HAS_MKL
+
+
+def _blas_array(matrix: Tensor) -> Any:
+    """As an array, copied where BLAS would not take its strides and NumPy multiply entry by entry."""
+    dense = matrix.stride(1) == 1 or matrix.stride(0) == 1
+    return (matrix if dense and 0 not in matrix.stride() else matrix.contiguous()).numpy(force=True)
 
 
 def _chunk_rows(columns: int) -> int:

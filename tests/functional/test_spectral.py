@@ -16,6 +16,7 @@ from grok_callbacks.functional.spectral import flatten_matrix, spectrum_entropy
 # Large enough that each shape's low rank is split off and its full rank goes by the Gram matrix.
 TALL = (6000, 136)
 WIDE = (140, 5500)
+LESS_TALL = (3000, 136)
 SQUARE = (150, 170)
 
 
@@ -60,7 +61,7 @@ def test_golden(golden):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("rank", [1, 8, 30, 75, 140])
-@pytest.mark.parametrize("shape", [TALL, WIDE, SQUARE], ids=["tall", "wide", "square"])
+@pytest.mark.parametrize("shape", [TALL, LESS_TALL, WIDE, SQUARE], ids=["tall", "less tall", "wide", "square"])
 def test_every_shape_and_rank(shape, rank, dtype):
     check_against_svdvals(of_rank(shape, rank, dtype))
 
@@ -80,9 +81,10 @@ SPECTRA = {
 
 
 @pytest.mark.parametrize("name", SPECTRA)
+@pytest.mark.parametrize("shape", [TALL, LESS_TALL], ids=["tall", "less tall"])
 @pytest.mark.parametrize("transposed", [False, True])
-def test_spectra_that_a_gram_matrix_gets_wrong(name, transposed):
-    matrix = with_spectrum(TALL, SPECTRA[name])
+def test_spectra_that_a_gram_matrix_gets_wrong(name, shape, transposed):
+    matrix = with_spectrum(shape, SPECTRA[name])
     check_against_svdvals(matrix.T if transposed else matrix)
 
 
@@ -111,15 +113,21 @@ def test_routes_taken(monkeypatch):
     for shape in (TALL, WIDE):
         assert routes(gaussian(*shape)) == ["_by_gram"]
         assert routes(of_rank(shape, 8)) == ["_by_splitting"]
-        assert routes(of_rank(shape, 75)) == []
+        assert routes(of_rank(shape, 75)) == ["_by_gram"]
+    assert routes(of_rank(LESS_TALL, 75)) == []
     assert routes(gaussian(*SQUARE)) == []
     assert routes(with_spectrum(TALL, SPECTRA["just resolved"])) == ["_by_gram"]
-    assert routes(with_spectrum(TALL, SPECTRA["not resolved"])) == ["_by_gram failed"]
-    assert routes(with_spectrum(TALL, SPECTRA["low rank with a tail too large to split"])) == []
+    assert routes(with_spectrum(TALL, SPECTRA["not resolved"])) == ["_by_gram"]
+    assert routes(with_spectrum(LESS_TALL, SPECTRA["not resolved"])) == ["_by_gram failed"]
+    assert routes(with_spectrum(LESS_TALL, SPECTRA["low rank with a tail too large to split"])) == []
+    # Too small for more than one Gram matrix.
+    small = (4096, 64)
+    assert routes(gaussian(*small)) == ["_by_gram"]
+    assert routes(of_rank(small, 4)) == routes(of_rank(small, 32)) == []
     # The sampled rows are of rank two, the others are not.
     misleading = gaussian(*TALL)
     misleading[11::22] = of_rank(misleading[11::22].shape, 2, torch.float64)
-    assert routes(misleading) == ["_by_splitting failed"]
+    assert routes(misleading) == ["_by_splitting failed", "_by_gram"]
     check_against_svdvals(misleading)
 
 
@@ -150,7 +158,8 @@ def test_no_route_takes_what_it_gets_wrong(name):
         if values is not None:
             assert (values - exact.S).abs().max() <= 1e-6 * exact.S[0], which
             assert spectrum_entropy(values).item() == pytest.approx(slow_entropy(exact.S.numpy()), abs=1e-6), which
-    assert (results["gram"] is not None) == (name == "full rank")
+    assert results["gram"] is not None
+    assert (spectral._by_gram(matrix[: LESS_TALL[0]]) is not None) == (name == "full rank")
     assert (results["dominant"] is not None) == (name == "small uneven rest")
     assert results["some"] is None
 
@@ -239,21 +248,29 @@ def test_strided_and_transposed_views():
     check_against_svdvals(matrix.T)
 
 
-def test_lower_matmul_precision_is_not_used():
-    """What a user allows the model's products, ours don't take."""
+@pytest.mark.parametrize("has_mkl", [False, True])
+def test_lower_matmul_precision_is_not_used(has_mkl, monkeypatch):
+    """What a user allows the model's products, ours don't take, whoever multiplies."""
+    monkeypatch.setattr(spectral, "_HAS_MKL", has_mkl)
     before = torch.get_float32_matmul_precision()
-    assert spectral._precision_of_rest(torch.device("cpu")) == torch.float32
-    assert spectral._precision_of_rest(torch.device("cuda")) == torch.float64
     try:
         torch.set_float32_matmul_precision("medium")
-        assert spectral._precision_of_rest(torch.device("cpu")) == torch.float64
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            check_against_svdvals(of_rank(TALL, 8))
+            for rank in (8, 75):
+                check_against_svdvals(of_rank(TALL, rank))
             check_against_svdvals(gaussian(*TALL, dtype=torch.float32))
     finally:
         torch.set_float32_matmul_precision(before)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        check_against_svdvals(of_rank(TALL, 8))
+
+
+def test_layouts_that_blas_does_not_take():
+    row = gaussian(1, TALL[1])
+    check_against_svdvals(row.expand(TALL))
+    check_against_svdvals(row.T.expand(TALL[1], TALL[0]))
+    both = gaussian(2 * TALL[0], 2 * TALL[1])[::2, ::2]
+    check_against_svdvals(both)
+    product = spectral._product(both[:50].T, both[:50])
+    torch.testing.assert_close(product, both[:50].T @ both[:50])
 
 
 def test_leaves_weights_alone():
