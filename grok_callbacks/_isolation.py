@@ -89,6 +89,7 @@ def observing(model: nn.Module, *, grad: bool = False) -> Iterator[None]:
         stack.enter_context(torch.autocast(_device_type(model), enabled=False))
         stack.enter_context(_eager())
         stack.enter_context(_without_fast_path())
+        stack.enter_context(_default_dtype(model))
         stack.enter_context(isolated_rng(*_generators_of_modules(model)))
         stack.enter_context(_restored_buffers(model))
         stack.enter_context(_restored_modes(model))
@@ -146,6 +147,21 @@ def _without_fast_path() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(was_enabled)
+
+
+@contextmanager
+def _default_dtype(model: nn.Module) -> Iterator[None]:
+    # As Lightning's "-true" precisions do around every step, for models that make tensors as they go.
+    before = torch.get_default_dtype()
+    own = next((parameter.dtype for parameter in model.parameters() if parameter.dtype in _DEFAULT_DTYPES), before)
+    torch.set_default_dtype(own)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+_DEFAULT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @contextmanager

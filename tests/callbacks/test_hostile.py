@@ -304,6 +304,18 @@ class Compilable(Plain):
         return F.cross_entropy(self(batch[0]), batch[1])
 
 
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true", "64-true", "bf16-mixed"])
+def test_models_that_make_tensors_as_they_go(precision, quiet):
+    class Making(Plain):
+        def forward(self, x):
+            return self.net(x + torch.zeros(6))
+
+    detector = GrokkingDetector(schedule=EVERY, on_error="raise")
+    fit([detector], Making(), precision=precision, max_steps=2)
+    assert len(detector.history["grok/loss/train"]) == 3
+    assert torch.get_default_dtype() == torch.float32
+
+
 def test_a_compiled_module():
     module = Compilable()
     monitors = [NormMonitor(), GrokkingDetector(), *(make() for name, make in ALL_MONITORS.items() if "Sparsity" in name)]
