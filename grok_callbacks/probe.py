@@ -89,8 +89,8 @@ class Probe(Hashable):
         validation: The same for validation.
         unpack: ``unpack(batch) -> (inputs, targets)`` for batches of another form.
         forward: ``forward(model, inputs) -> logits`` if the model is not called as ``model(inputs)``.
-        loss: ``loss(logits, targets) -> scalar``, averaged over samples. By default cross-entropy for integer targets and
-            mean squared error otherwise.
+        loss: ``loss(logits, targets) -> scalar``, averaged over samples. By default cross-entropy for integer targets
+            (of a single logit: binary) and mean squared error otherwise.
 
     Raises:
         ValueError: If ``size`` is not a whole number of at least 1.
@@ -242,8 +242,17 @@ class Probe(Hashable):
         if targets.is_floating_point():
             return F.mse_loss(logits.double(), targets.double())
         if logits.ndim < 2 or logits.shape[-1] < 2:
-            raise ValueError("One output and integer targets: set `loss` of the Probe, (logits, targets) -> scalar.")
+            return _binary_loss(logits, targets)
         return F.cross_entropy(logits.double(), targets.long())
+
+
+def _binary_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of one logit that says yes or no."""
+    if not bool(((targets == 0) | (targets == 1)).all()):
+        raise ValueError(
+            "One output and integer targets other than 0 and 1: set `loss` of the Probe, (logits, targets) -> scalar."
+        )
+    return F.binary_cross_entropy_with_logits(logits.double().reshape(targets.shape), targets.double())
 
 
 def _concatenated(parts: Sequence[Batch]) -> Batch:

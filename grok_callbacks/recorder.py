@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -259,6 +260,7 @@ class Recorder:
         Returns:
             What was measured, by full key; empty if nothing was due.
         """
+        step = _checked_step(step)
         self._seen = step
         if event is None and step < self._next_step and self._bound and not metrics:
             return {}
@@ -460,6 +462,16 @@ def _sampled(probe: Probe, split: Split) -> Drawn:
         return probe.sample(split)
     except ValueError as error:
         return error
+
+
+def _checked_step(step: int) -> int:
+    try:
+        step = operator.index(step)
+    except TypeError:
+        raise ValueError(f"`step` must be a whole number, got {step!r}.") from None
+    if step < 0:
+        raise ValueError(f"`step` must not be negative, got {step}.")
+    return step
 
 
 _STATE_TYPES: dict[str, type | tuple[type, ...]] = {

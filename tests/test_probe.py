@@ -353,8 +353,11 @@ def test_losses_of_ones_own():
     assert torch.isclose(
         probe.loss_of(logits, labels).float(), F.binary_cross_entropy_with_logits(logits[:, 0], labels.float())
     )
+    # One logit and zeros and ones need no function of one's own.
+    expected = F.binary_cross_entropy_with_logits(logits[:, 0].double(), labels.double())
+    assert torch.isclose(Probe().loss_of(logits, labels), expected)
     with pytest.raises(ValueError, match="`loss` of the Probe"):
-        Probe().loss_of(logits, labels)
+        Probe().loss_of(logits, labels + 1)
     with pytest.raises(ValueError, match=r"no targets.*`unpack`"):
         Probe().loss_of(logits, None)
 

@@ -52,6 +52,8 @@ class Session:
         self._drawn: dict[Probe, dict[Split, Drawn]] = {}
         self._gathering: dict[Split, list[_Gathering]] = {"train": [], "validation": []}
         self._taken_in: dict[str, Tensor] = {}
+        self.epochs_ended = 0
+        self.validations_ended = 0
         self._figure_schedule = LogSpaced(2)
         self._next_figure_step: int | None = 0
         self._broken_loggers: set[int] = set()
@@ -114,6 +116,7 @@ class Session:
         if self._gathering["train"]:
             # No more will come: the data are fewer than the probe would hold.
             self._settle_train(last=True)
+        self.epochs_ended += 1
         self._record_event("epoch")
         self._take_in_metrics()
 
@@ -132,6 +135,7 @@ class Session:
     def validation_end(self) -> None:
         """Take in the module's own metrics, which are complete only now."""
         if not self.trainer.sanity_checking:
+            self.validations_ended += 1
             self._take_in_metrics()
 
     def flush(self, checkpoint: Any = None) -> None:

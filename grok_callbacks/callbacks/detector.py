@@ -25,8 +25,8 @@ class GrokkingDetector(Monitor):
     """Finds the steps at which a run memorises, begins to generalise and has generalised, announces and logs them.
 
     It reads the accuracies that the module itself logs (``train_acc``, ``val/accuracy`` and the like, or the names given), and
-    where it logs none, measures them on the probe. An event is the first of two consecutive measurements beyond its level, so
-    it does not fire on noise, and not twice over a resume:
+    where it logs none by the end of the first epoch or second validation, measures them on the probe. An event is the first of
+    two consecutive measurements beyond its level, so it does not fire on noise, and not twice over a resume:
 
     - *memorised*: training accuracy of at least 0.99;
     - *onset*: validation accuracy a fifth of the way from chance to the target;
@@ -108,6 +108,7 @@ class GrokkingDetector(Monitor):
         self._measured: list[Split] = []
         self._fed: dict[str, int] = {"train": -1, "validation": -1}
         self._sources: dict[str, str] = {}
+        self._logged: dict[str, float] = {}
         # Whether what the module logs can be accuracies; percentages cannot be told from them at first.
         self._logs_shares = True
 
@@ -118,6 +119,7 @@ class GrokkingDetector(Monitor):
         self.tracker = OnsetTracker(replace(self.tracker.thresholds, chance=self._chance or 0.0))
         self._fed = {"train": -1, "validation": -1}
         self._sources = {}
+        self._logged = {}
 
     def _can_measure(self, split: Split, view: ModelView) -> bool:
         is_named = self.metric_names[split] is not None
@@ -126,8 +128,8 @@ class GrokkingDetector(Monitor):
         try:
             view.require_logits(split)
         except ValueError as error:
-            if is_named:
-                return False
+            if is_named or self.optional:
+                return False  # The module may log what is wanted.
             raise ValueError(f"{error} Or name the metric that the module logs: `{split}_metric`.") from error
         return True
 
@@ -138,16 +140,16 @@ class GrokkingDetector(Monitor):
             if not snapshot.has(split) or snapshot.targets(split) is None:
                 continue
             values[f"loss/{split}"] = snapshot.loss(split)
-            labels = _labels(snapshot.targets(split), snapshot.logits(split))
+            logits = snapshot.logits(split)
+            labels = _labels(snapshot.targets(split), logits)
             if labels is None:
                 continue
-            logits = snapshot.logits(split)
             # The largest of several NaN would be one of them, and perhaps the right one.
             values[f"accuracy/{split}"] = (
-                math.nan if bool(logits.isnan().any()) else (logits.argmax(-1) == labels).double().mean()
+                math.nan if bool(logits.isnan().any()) else (_answers(logits) == labels).double().mean()
             )
             if self._chance is None and self.tracker.thresholds.chance == 0.0:
-                self._set_chance(1.0 / logits.shape[-1])
+                self._set_chance(1.0 / max(logits.shape[-1], 2))
         return values
 
     def _set_chance(self, chance: float) -> None:
@@ -179,18 +181,24 @@ class GrokkingDetector(Monitor):
 
     def _feed(self, split: Split, history: History) -> list[str]:
         source = self._source(split, history)
-        if source is None:
+        if source is None or not self._has_heard(split):
             return []
         if source != self._sources.get(split):
-            # The module has begun to log, or what it logs is no accuracy after all: judge by one series from its beginning.
-            self._sources[split], self._fed[split] = source, -1
-            self.tracker.restart(split)
+            # The module has begun to log, or what it logs is no accuracy after all. What was established stays so.
+            self._sources[split] = source
         update = self.tracker.update_train if split == "train" else self.tracker.update_validation
         events: list[str] = []
         for point_step, value in history[source].after(self._fed[split]):
             self._fed[split] = point_step
             events += update(point_step, value)
         return events
+
+    def _has_heard(self, split: Split) -> bool:
+        """Whether the module has had the occasion to log what the run is to be judged by."""
+        if self.session is None or split in self._sources or self.metric_names[split] is not None:
+            return True
+        # The first validation comes before the first epoch's end, where many modules log their training accuracy.
+        return self.session.epochs_ended > 0 or self.session.validations_ended > (split == "train")
 
     def _check_shares(self, history: History) -> None:
         """Go by accuracies of our own as soon as what was found turns out to be something else."""
@@ -200,9 +208,16 @@ class GrokkingDetector(Monitor):
                 continue
             if not all(is_share(value) for _, value in history[found].after(self._fed[split])):
                 self._logs_shares = False
+                self._start_over()
                 warnings.warn(
                     f"{found!r} is no share between 0 and 1; {self.label} goes by the accuracy that it measures.", stacklevel=2
                 )
+
+    def _start_over(self) -> None:
+        """Take back what percentages seemed to tell."""
+        self._fed = {"train": -1, "validation": -1}
+        for split in SPLITS:
+            self.tracker.restart(split)
 
     def _source(self, split: Split, history: History) -> str | None:
         """The key of the series to judge by: what the module logs, otherwise what was measured on the probe."""
@@ -220,7 +235,10 @@ class GrokkingDetector(Monitor):
             "grokked_step": tracker.grokked_step,
             "delay": tracker.delay,
         }
-        return {f"onset/{name}": float(step) for name, step in steps.items() if step is not None}
+        known = {f"onset/{name}": float(step) for name, step in steps.items() if step is not None}
+        new = {key: step for key, step in known.items() if self._logged.get(key) != step}
+        self._logged |= new
+        return new
 
     def _sentence(self, event: str) -> str:
         tracker = self.tracker
@@ -261,11 +279,12 @@ class GrokkingDetector(Monitor):
         return self.stop_after_generalization and self.grokked_step is not None
 
     def own_state(self) -> dict[str, Any]:
-        """The tracker and how far the series were read."""
+        """The tracker, how far which series were read, and what was logged."""
         return {
             "tracker": self.tracker.state_dict(),
             "fed": dict(self._fed),
             "sources": dict(self._sources),
+            "logged": dict(self._logged),
             "logs_shares": self._logs_shares,
         }
 
@@ -273,7 +292,7 @@ class GrokkingDetector(Monitor):
         """Go on where the saved run was; its thresholds hold."""
         self.tracker.load_state_dict(state["tracker"])
         self._fed, self._sources = dict(state["fed"]), dict(state["sources"])
-        self._logs_shares = state["logs_shares"]
+        self._logged, self._logs_shares = dict(state["logged"]), state["logs_shares"]
 
 
 _REASONS: dict[Outcome, str] = {
@@ -285,9 +304,16 @@ _REASONS: dict[Outcome, str] = {
 
 def _labels(targets: Tensor, logits: Tensor) -> Tensor | None:
     """Class labels, also from one-hot targets; ``None`` for regression."""
-    if logits.ndim < 2 or logits.shape[-1] < 2:
+    if logits.ndim < 2:
+        return None
+    if logits.shape[-1] == 1 and targets.is_floating_point():
         return None
     if not targets.is_floating_point():
         return targets if targets.shape == logits.shape[:-1] else None
     is_one_hot = targets.shape == logits.shape and bool((targets.sum(-1) == 1).all() & ((targets == 0) | (targets == 1)).all())
     return targets.argmax(-1) if is_one_hot else None
+
+
+def _answers(logits: Tensor) -> Tensor:
+    """The classes that the logits stand for; a single one says yes or no."""
+    return (logits[..., 0] > 0).long() if logits.shape[-1] == 1 else logits.argmax(-1)

@@ -97,6 +97,9 @@ class LinearMappingNumberMonitor(Monitor):
         for name in ("num_samples", "repeats", "memory_limit"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.num_interpolation < 3:
+            raise ValueError(f"`num_interpolation` must be at least 3, got {self.num_interpolation}.")
+        self._check_position(view)
         sites = self._default_sites(view) if self.layers is None else view.select_sites(self.layers)
         available = len(view.require_samples("train"))
         if self.repeats > 1 and self.repeats * self.num_samples > available:
@@ -107,6 +110,16 @@ class LinearMappingNumberMonitor(Monitor):
         self._tails = {site: tail_after(view, site) for site in sites}
         settings = {"num_interpolation": self.num_interpolation, "memory_limit": self.memory_limit}
         self._metrics = self.metrics_by_name(LinearMappingNumber, sites, **settings)
+
+    def _check_position(self, view: ModelView) -> None:
+        if self.position is None:
+            return
+        snapshot = Snapshot(view, step=-1)
+        shape = snapshot.forward(inputs=snapshot.batch("train").first(2).inputs).logits.shape
+        if len(shape) < 3 or not -shape[1] <= self.position < shape[1]:
+            raise ValueError(
+                f"`position` {self.position} is none of those that outputs of shape {tuple(shape)} have, (n, T, C)."
+            )
 
     def _default_sites(self, view: ModelView) -> list[str]:
         candidates = dict.fromkeys([*view.hidden_activations[:1], *view.sites])

@@ -219,8 +219,8 @@ def test_announces_and_logs_each_event_once(tmp_path, capsys):
     ]
     written = events(logger.log_dir)
     # Logged when the second measurement establishes them.
-    assert written["grok/onset/memorized_step"] == [(4, 3.0), (7, 3.0), (9, 3.0)]
-    assert written["grok/onset/onset_step"] == [(7, 6.0), (9, 6.0)]
+    assert written["grok/onset/memorized_step"] == [(4, 3.0)]
+    assert written["grok/onset/onset_step"] == [(7, 6.0)]
     assert written["grok/onset/grokked_step"] == [(9, 8.0)]
     assert written["grok/onset/delay"] == [(9, 5.0)]
 
@@ -254,3 +254,19 @@ def test_should_stop_in_a_loop_of_ones_own():
 def test_settings_that_cannot_work(kwargs, message):
     with pytest.raises(MisconfigurationException, match=message):
         GrokkingDetector(**kwargs)
+
+
+def test_a_single_logit_is_judged_too():
+    x = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
+    model = nn.Linear(6, 1)
+    nn.init.zeros_(model.bias)
+    with torch.no_grad():
+        model.weight.copy_(torch.eye(1, 6))
+    detector = GrokkingDetector(schedule=EVERY, on_error="raise")
+    labels = (x[:, 0] > 0).long()
+    labels[:16] = 1 - labels[:16]
+    values = Recorder(model, [detector], Probe(train=(x, labels), size=64)).record(step=0)
+    assert values["grok/accuracy/train"] == 0.75
+    expected = F.binary_cross_entropy_with_logits(x[:, 0].double(), labels.double())
+    assert values["grok/loss/train"] == pytest.approx(float(expected), rel=1e-6)
+    assert detector.tracker.thresholds.chance == 0.5

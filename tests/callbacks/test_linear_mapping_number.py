@@ -229,6 +229,17 @@ def test_bad_settings_name_the_argument():
         lmn_of(model, torch.randn(4, 3)[:0].new_ones(2, 3), repeats=2)
     with pytest.raises(ValueError, match="`repeats`"):
         lmn_of(model, torch.randn(4, 3), repeats=0)
+    with pytest.raises(ValueError, match="`num_interpolation`"):
+        lmn_of(model, torch.randn(4, 3), num_interpolation=2)
+    with pytest.raises(ValueError, match="`position`"):
+        lmn_of(model, torch.randn(4, 3), position=1)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_default_does_not_hang_on_the_initialisation(seed):
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    assert list(lmn_of(model, torch.randn(40, 6))[0]) == ["grok/lmn/1"]
 
 
 def test_metric_works_on_its_own_and_keeps_no_model():
