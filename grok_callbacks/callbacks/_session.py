@@ -36,6 +36,9 @@ _FREQUENT_HOOKS = (
 )  # fmt: skip
 
 
+_FIRST_FIGURE = 100
+
+
 class Session:
     """One fit of a Trainer with monitors. Lightning's hooks reach it through the first monitor; the others' hooks rest.
 
@@ -54,8 +57,9 @@ class Session:
         self._taken_in: dict[str, Tensor] = {}
         self.epochs_ended = 0
         self.validations_ended = 0
-        self._figure_schedule = LogSpaced(2)
-        self._next_figure_step: int | None = 0
+        # A figure takes a hundred times as long as a measurement: one a decade, from here on, and one at the end.
+        self._figure_schedule = LogSpaced(1)
+        self._next_figure_step: int | None = _FIRST_FIGURE
         self._broken_loggers: set[int] = set()
         self._layout_keys: set[str] = set()
         for monitor in self.monitors:
@@ -260,7 +264,7 @@ class Session:
         self._put_in_callback_metrics(self.recorder.latest)
         steps = [self.recorder.history[key].steps[-1] for key in self.recorder.latest]
         if steps:
-            self._next_figure_step = self._figure_schedule.next_step(max(steps))
+            self._next_figure_step = self._figure_schedule.next_step(max(*steps, _FIRST_FIGURE - 1))
 
     def _record_event(self, event: Any) -> None:
         assert self.recorder is not None

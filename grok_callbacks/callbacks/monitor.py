@@ -190,7 +190,7 @@ class Monitor(Callback, metaclass=_MonitorType):
         return {}
 
     def figures(self) -> Mapping[str, Figure]:
-        """Figures of the last measurement by key, without the prefix; asked for at two log-spaced steps a decade."""
+        """Figures of the last measurement by key, without the prefix; asked for at steps 100, 1,000 ... and at the end."""
         return {}
 
     # What monitors have in common.

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -14,7 +17,7 @@ from grok_callbacks.callbacks import GrokkingDetector, default_callbacks
 from grok_callbacks.tasks.recipes import one_hot_recipe
 
 if TYPE_CHECKING:
-    from grok_callbacks.callbacks.presets import Preset
+    from grok_callbacks.callbacks.monitor import Preset
     from grok_callbacks.forecast.onset import Outcome
 
 __all__ = ["run_demo"]
@@ -66,9 +69,20 @@ def run_demo(
         enable_model_summary=False,
         log_every_n_steps=1,
     )
-    with warnings.catch_warnings():
+    # For a network this small a second thread only waits, and on a busy machine it makes the run many times slower.
+    with warnings.catch_warnings(), _one_thread():
         # Data of a thousand integer pairs need no workers.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         trainer.fit(recipe.module, recipe.data)
     detector = next(callback for callback in callbacks if isinstance(callback, GrokkingDetector))
     return run_dir, detector.outcome
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -201,11 +201,11 @@ def test_figures_are_drawn_now_and_then_and_closed(tmp_path):
 
     open_before = len(plt.get_fignums())
     logger = TensorBoardLogger(tmp_path)
-    fit([Drawing(), Counting()], logger=logger, max_steps=40)
+    fit([Drawing(), Counting()], logger=logger, max_steps=120)
     accumulator = EventAccumulator(logger.log_dir, size_guidance={IMAGES: 0})
     accumulator.Reload()
     steps = [event.step for event in accumulator.Images("grok/picture")]
-    assert steps == [0, 1, 3, 10, 32, 40]
+    assert steps == [100, 120]
     assert len(plt.get_fignums()) == open_before
 
 
@@ -216,7 +216,7 @@ def test_loggers_with_log_image_get_figures_and_others_none_are_drawn_for(tmp_pa
 
     album = Album()
     fit([Drawing()], logger=album, max_steps=1)
-    assert (0, {"grok/picture": 1}) in album.logged
+    assert (1, {"grok/picture": 1}) in album.logged
 
     class Expensive(Drawing):
         def figures(self):
