@@ -344,10 +344,12 @@ class TestBatchesThatCannotBeRead:
         assert monitor.history["grok/norm"].steps == list(range(9))
 
     def test_cost_a_preset_the_monitors_that_need_them(self, train):
-        callbacks = default_callbacks("economy")
-        with pytest.warns(UserWarning, match=r"GrokkingDetector.* is left out.*`unpack`"):
-            fit(callbacks, Triples(), train())
+        callbacks = default_callbacks("standard")
+        with pytest.warns(UserWarning, match=r"ActivationSparsityMonitor.* is left out.*`unpack`"):
+            fit(callbacks, Triples(logs=True), train())
         assert "grok/norm" in callbacks[0].history
+        # The detector goes by what the module logs.
+        assert "train_acc" in callbacks[0].history
 
     def test_are_read_with_unpack(self, train):
         monitor = GrokkingDetector(probe=Probe(unpack=lambda batch: batch[:2]), schedule=every())
