@@ -152,12 +152,12 @@ class Search:
         self.rays: dict[int, Ray] = {}
         self._canonical: dict[tuple[int | None, ...], int] = {}
         self._squares = {index: float(matrix.values.square().sum()) for index, matrix in network.matrices.items()}
-        # From the top on everything rounds to zero; at the bottom the largest codes are as large as they may be.
+        # From the top on, a power of two, everything rounds to zero; at the bottom codes are as large as they may be.
         peaks = [
             _PER_OCTAVE * math.log2(max(matrix.peak, _LEAST_PEAK)) - _PER_QUARTER * (exponents[index] if exponents else 0)
             for index, matrix in network.matrices.items()
         ]
-        self.top = math.ceil(max(peaks, default=0.0)) + _PER_OCTAVE + 1
+        self.top = math.ceil((max(peaks, default=0.0) + 1) / _PER_OCTAVE + 1) * _PER_OCTAVE
         self.bottom = math.ceil(max(peaks, default=0.0) - _PER_OCTAVE * math.log2(MAX_CODE))
         self._hint = self.top
         self._last: int | None = None
