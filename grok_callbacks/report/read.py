@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import math
+import warnings
 from pathlib import Path
+from typing import Any
 
 from grok_callbacks.history import History
 
@@ -17,7 +20,8 @@ def read_run(path: str | Path) -> History:
         path: The run's folder, or a folder above it that holds no other run.
 
     Returns:
-        Every series by tag. A step that was written twice, as after a resume, has its later value.
+        Every series by tag. A step that was written twice, as after a resume, has its later value. Of a file that was cut off
+        when its process was killed, all that is complete; of a damaged one, what comes before the damage, with a warning.
 
     Raises:
         ValueError: If there is no such folder, no run in it, or several.
@@ -35,24 +39,64 @@ def read_run(path: str | Path) -> History:
 
 
 def _read_events(folder: Path) -> History:
-    from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-    # Zero keeps every scalar; without it TensorBoard samples 10,000 a tag.
-    accumulator = EventAccumulator(str(folder), size_guidance={SCALARS: 0})
-    accumulator.Reload()
-    history = History()
-    for tag in accumulator.Tags()[SCALARS]:
-        for event in accumulator.Scalars(tag):
-            history.add(event.step, {tag: event.value})
+    loaded: list[list[Any]] = []
+    for file in folder.glob("events.out.tfevents.*"):
+        # The loader stops at the first record that is cut off or whose checksum is wrong.
+        events = list(EventFileLoader(str(file)).Load())
+        missing = _count_records(file) - len(events)
+        if missing > 0:
+            warnings.warn(f"{file} is damaged: {missing} of its records are left out.", stacklevel=4)
+        loaded.append(events)
+    history, kinds = History(), dict[str, str]()
+    # By time, not by name: of two processes that began in one second, the names tell nothing.
+    for events in sorted(filter(None, loaded), key=lambda events: events[0].wall_time):
+        for event in events:
+            if event.HasField("session_log") and event.session_log.status == event.session_log.START:
+                # The run goes on from here: what an interrupted process logged later than that no longer holds.
+                history = history.until(event.step - 1)
+            for value in event.summary.value:
+                # Some writers say only once what a tag is.
+                kind = kinds.setdefault(value.tag, value.metadata.plugin_data.plugin_name)
+                if kind == "scalars" and value.HasField("tensor"):
+                    history.add(event.step, {value.tag: _scalar(value.tensor)})
     return history
+
+
+def _scalar(tensor: Any) -> float:
+    from tensorboard.util.tensor_util import make_ndarray
+
+    return float(make_ndarray(tensor).item())
+
+
+def _count_records(file: Path) -> int:
+    """Complete records of an event file, whatever is in them: each has its length, 12 bytes before and 4 behind."""
+    size, position, count = file.stat().st_size, 0, 0
+    with file.open("rb") as stream:
+        while position + 12 <= size:
+            stream.seek(position)
+            position += 12 + int.from_bytes(stream.read(8), "little") + 4
+            count += position <= size
+    return count
 
 
 def _read_csv(file: Path) -> History:
     history = History()
-    with file.open(newline="") as stream:
-        for row in csv.DictReader(stream):
-            step = row.get("step")
-            if step:
-                values = {key: float(value) for key, value in row.items() if key != "step" and value}
-                history.add(int(float(step)), values)
+    text = file.read_text(errors="replace").replace("\0", "")
+    # A last line without its end was cut off, perhaps amid a number.
+    lines = text[: text.rfind("\n") + 1].splitlines()
+    for row in csv.DictReader(lines):
+        step = _number(row.pop("step", None))
+        if step is not None and math.isfinite(step):
+            numbers = {key: number for key, value in row.items() if key and (number := _number(value)) is not None}
+            history.add(int(step), numbers)
     return history
+
+
+def _number(text: Any) -> float | None:
+    """The number that a cell holds; ``None`` for an empty one, and for words."""
+    try:
+        return float(text)
+    except (TypeError, ValueError):
+        return None
