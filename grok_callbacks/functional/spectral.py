@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,10 +20,10 @@ from grok_callbacks.functional._common import entropy, to_double
 # Rows per column from which the fast routes are tried: below it they gain little where they work and cost most where
 # they don't.
 _TALL = 3
-# Multiplications of a Gram matrix below which a route's fixed costs are no longer small beside what it saves: for the
-# Gram matrix alone, and for more than that.
+# Multiplications of a Gram matrix below which a route's fixed costs are no longer small beside what it saves: for one
+# pass over the matrix, and for two.
 _WORTH_WHILE = 10_000_000
-_WORTH_SPLITTING = 30_000_000
+_WORTH_TWO_PASSES = 30_000_000
 # Rows per column from which an unresolved Gram matrix's eigenvectors, and a second Gram matrix, cost less than an SVD.
 _VERY_TALL = 32
 # Smallest eigenvalue of a Gram matrix, relative to the largest, that is trusted. Rounding moves an eigenvalue by a few
@@ -105,7 +106,7 @@ def singular_values(matrix: Tensor) -> Tensor:
     if not math.isfinite(float(tall.sum())) and not tall.isfinite().all():
         return to_double(tall).new_full((tall.shape[1],), torch.nan)
     values = _fast_singular_values(tall)
-    return torch.linalg.svdvals(to_double(tall)) if values is None else values
+    return _exact_singular_values(tall) if values is None else values
 
 
 def spectrum_entropy(singular_values: Tensor) -> Tensor:
@@ -202,15 +203,29 @@ def _fast_singular_values(tall: Tensor) -> Tensor | None:
     # The order of the first minor that is not positive, one more than the rank; 0 if there is none.
     singular_minor = int(torch.linalg.cholesky_ex(gram).info)
     rank = singular_minor - 1 if singular_minor else columns
-    if rank < columns and rows * columns**2 < _WORTH_SPLITTING:
-        return None
     values = None
     if rank <= columns // _LOW_RANK:
         directions = _dominant_directions(sample, rank)
-        values = None if directions is None else _by_splitting(tall, directions)
-    if values is None and (rank == columns or rows >= _VERY_TALL * columns):
+        values = None if directions is None else _by_splitting(tall, directions, _largest(sample))
+    if values is None and (rank == columns or _worth_two_passes(tall)):
         values = _by_gram(tall)
     return values
+
+
+def _exact_singular_values(tall: Tensor) -> Tensor:
+    """By an SVD in double precision; of ``R`` alone for ``A = Q R`` with many rows, as LAPACK does it, with less copying."""
+    exact = to_double(tall)
+    if tall.shape[0] >= _TALL * tall.shape[1]:
+        exact = torch.linalg.qr(exact, mode="r").R
+    if not _uses_numpy(exact):
+        return torch.linalg.svdvals(exact)
+    values: Tensor = torch.from_numpy(np.linalg.svd(exact.numpy(), compute_uv=False))
+    return values
+
+
+def _worth_two_passes(tall: Tensor) -> bool:
+    rows, columns = tall.shape
+    return rows >= _VERY_TALL * columns and rows * columns**2 >= _WORTH_TWO_PASSES
 
 
 def _dominant_directions(sample: Tensor, rank: int) -> Tensor | None:
@@ -229,16 +244,15 @@ def _by_gram(tall: Tensor) -> Tensor | None:
     With ``V`` the eigenvectors of the unresolved ones, ``A V`` has the singular values that are left, and is at most
     1e-5 of ``A``: the error of its Gram matrix is as much smaller, and what it doesn't resolve either is below 1e-12.
     """
-    rows, columns = tall.shape
     gram = _gram(tall)
-    eigenvalues = torch.linalg.eigvalsh(gram)
+    eigenvalues = _eigenvalues(gram)
     unresolved = int((eigenvalues <= _RESOLVED * eigenvalues[-1]).sum())
     if unresolved == 0:
         return torch.sqrt(eigenvalues.flip(0))
-    if rows < _VERY_TALL * columns or rows * columns**2 < _WORTH_SPLITTING:
+    if not _worth_two_passes(tall):
         return None
     vectors = torch.linalg.eigh(gram).eigenvectors[:, :unresolved]
-    remaining = torch.linalg.eigvalsh(_gram(tall, vectors)).clamp(min=0)
+    remaining = _eigenvalues(_gram(tall, vectors)).clamp(min=0)
     values: Tensor = torch.cat([remaining, eigenvalues[unresolved:]]).sqrt().sort(descending=True).values
     return values
 
@@ -254,43 +268,52 @@ def _gram(tall: Tensor, basis: Tensor | None = None) -> Tensor:
     return gram
 
 
-def _by_splitting(tall: Tensor, directions: Tensor) -> Tensor | None:
+def _by_splitting(tall: Tensor, directions: Tensor, scale: float) -> Tensor | None:
     """Singular values of a numerically low-rank matrix and of the rounding noise it leaves, or None if more is left.
 
     With ``V`` the directions, ``C = A V`` and ``E = A - C V^T``, and with ``Q R = C``, the matrix is
     ``Q (R V^T + Q^T E) + (I - Q Q^T) E``: two terms with orthogonal columns. Where the second one's rows are orthogonal
     to the first one's too, their singular values together are the matrix's. ``E`` is computed before it is squared, so
-    that its Gram matrix is as good as ``E``. One pass over the matrix gives all the products.
+    that its Gram matrix is as good as ``E``. One pass over the matrix gives all the products. ``scale`` is about the
+    matrix's largest entry, the unit of ``C``.
     """
     columns, rank = directions.shape
-    largest = _largest(tall)
     # E in units in which it is at most of order one, lest its squares vanish in single precision.
-    unit = _REST * largest
+    unit = _REST * scale
     precision = torch.float32 if _uses_numpy(tall) else torch.float64
     core = directions.new_zeros(rank, rank)
-    cross = torch.zeros(rank, columns, dtype=precision, device=tall.device)
-    rest = torch.zeros(columns, columns, dtype=precision, device=tall.device)
+    pairs = torch.zeros(columns + rank, columns + rank, dtype=precision, device=tall.device)
+    project, back = directions / scale, directions.T / -_REST
     for chunk in torch.split(tall, _chunk_rows(columns)):
         exact = to_double(chunk)
-        image = _product(exact, directions)
-        remainder = _product(image / -unit, directions.T).add_(exact, alpha=1 / unit).to(precision)
+        image = _product(exact, project)
         core += _product(image.T, image)
-        cross += _product((image / largest).to(precision).T, remainder)
-        rest += _product(remainder.T, remainder)
+        # E and C side by side, so that one product gives E^T E and C^T E.
+        both = torch.empty(len(chunk), columns + rank, dtype=precision, device=tall.device)
+        both[:, :columns] = _product(image, back).add_(exact, alpha=1 / unit)
+        both[:, columns:] = image
+        pairs += _product(both.T, both)
     factor, info = torch.linalg.cholesky_ex(core)
     if info != 0:
         return None
-    coupled = torch.linalg.solve_triangular(factor / largest, to_double(cross), upper=False)
+    pairs = to_double(pairs)
+    coupled = torch.linalg.solve_triangular(factor, pairs[columns:, :columns], upper=False)
     # Before the subtraction: what is far larger than its difference leaves nothing but rounding.
-    left = unit * to_double(rest).trace().sqrt()
-    rest = to_double(rest) - _product(coupled.T, coupled)
-    _, dominant, rows = torch.linalg.svd(factor.T @ directions.T + unit * coupled, full_matrices=False)
-    whole = torch.linalg.vector_norm(dominant)
-    coupling = unit * ((rows @ rest) * rows).sum().clamp(min=0).sqrt()
-    if left > _REST * whole or coupling > _COUPLING * whole:
+    rest = pairs[:columns, :columns]
+    left = _REST * math.sqrt(rest.trace())
+    rest = rest - _product(coupled.T, coupled)
+    _, dominant, rows = torch.linalg.svd(factor.T @ directions.T + _REST * coupled, full_matrices=False)
+    whole = float(torch.linalg.vector_norm(dominant))
+    coupling = _REST * math.sqrt(max(0.0, float(((rows @ rest) * rows).sum())))
+    if not (left < _REST * whole and coupling < _COUPLING * whole):
         return None
-    remaining = to_double(torch.linalg.eigvalsh(rest.to(precision)))[rank:].clamp(min=0).sqrt() * unit
-    return torch.cat([remaining, dominant]).sort(descending=True).values
+    remaining = _eigenvalues(rest)[rank:].clamp(min=0).sqrt()
+    return torch.cat([remaining * unit, dominant * scale]).sort(descending=True).values
+
+
+def _eigenvalues(gram: Tensor) -> Tensor:
+    """Eigenvalues of a symmetric matrix, smallest first; NumPy's LAPACK is faster for the reason its BLAS is."""
+    return torch.from_numpy(np.linalg.eigvalsh(gram.numpy())) if _uses_numpy(gram) else torch.linalg.eigvalsh(gram)
 
 
 def _largest(matrix: Tensor) -> float:

@@ -120,10 +120,11 @@ def test_routes_taken(monkeypatch):
     assert routes(with_spectrum(TALL, SPECTRA["not resolved"])) == ["_by_gram"]
     assert routes(with_spectrum(LESS_TALL, SPECTRA["not resolved"])) == ["_by_gram failed"]
     assert routes(with_spectrum(LESS_TALL, SPECTRA["low rank with a tail too large to split"])) == []
-    # Too small for more than one Gram matrix.
+    # Too small for more than one pass.
     small = (4096, 64)
     assert routes(gaussian(*small)) == ["_by_gram"]
-    assert routes(of_rank(small, 4)) == routes(of_rank(small, 32)) == []
+    assert routes(of_rank(small, 4)) == ["_by_splitting"]
+    assert routes(of_rank(small, 32)) == []
     # The sampled rows are of rank two, the others are not.
     misleading = gaussian(*TALL)
     misleading[11::22] = of_rank(misleading[11::22].shape, 2, torch.float64)
@@ -153,7 +154,7 @@ def test_no_route_takes_what_it_gets_wrong(name):
     }
     results = {"gram": spectral._by_gram(matrix)}
     for which, basis in directions.items():
-        results[which] = spectral._by_splitting(matrix, basis)
+        results[which] = spectral._by_splitting(matrix, basis, float(matrix.abs().max()))
     for which, values in results.items():
         if values is not None:
             assert (values - exact.S).abs().max() <= 1e-6 * exact.S[0], which
