@@ -217,9 +217,11 @@ def _exact_singular_values(tall: Tensor) -> Tensor:
     exact = to_double(tall)
     if tall.shape[0] >= _TALL * tall.shape[1]:
         exact = torch.linalg.qr(exact, mode="r").R
-    if not _uses_numpy(exact):
-        return torch.linalg.svdvals(exact)
-    values: Tensor = torch.from_numpy(np.linalg.svd(exact.numpy(), compute_uv=False))
+    values: Tensor
+    if _uses_numpy(exact):
+        values = torch.from_numpy(np.linalg.svd(exact.numpy(), compute_uv=False))
+    else:
+        values = torch.linalg.svdvals(exact)
     return values
 
 
