@@ -14,7 +14,7 @@ _CORE = {
     "history": ("History", "Series"),
     "probe": ("Batch", "Probe"),
     "recorder": ("Recorder",),
-    "schedule": ("AtValidation", "EveryEpoch", "EverySteps", "LogSpaced", "Schedule"),
+    "schedule": ("AtValidation", "Budget", "EveryEpoch", "EverySteps", "LogSpaced", "Schedule"),
     "snapshot": ("ModelView", "Snapshot"),
 }
 # Whatever these export by name is importable from here: a new monitor or mixin is named once, in its own package.

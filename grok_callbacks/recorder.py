@@ -16,7 +16,7 @@ from grok_callbacks._distributed import PeerError, Ranks
 from grok_callbacks._isolation import fingerprint, untouched
 from grok_callbacks.history import History
 from grok_callbacks.probe import SPLITS, Probe, Split
-from grok_callbacks.schedule import Event, Schedule
+from grok_callbacks.schedule import Budget, Event, Schedule
 from grok_callbacks.snapshot import Drawn, ModelView, Snapshot
 
 __all__ = ["Measurable", "Recorder", "check_state"]
@@ -32,7 +32,7 @@ class Measurable(Protocol):
     prefix: str
     probe: Probe | None
     schedule: Schedule
-    budget: float | None
+    budget: Budget | None
     on_error: Literal["warn", "raise"]
     optional: bool
 
@@ -62,7 +62,7 @@ class Measurable(Protocol):
 class _Slot:
     """A monitor and where it stands."""
 
-    def __init__(self, monitor: Measurable, budget: float | None) -> None:
+    def __init__(self, monitor: Measurable, budget: Budget | None) -> None:
         self.monitor = monitor
         self.budget = monitor.budget if monitor.budget is not None else budget
         self.probe = monitor.probe
@@ -72,6 +72,8 @@ class _Slot:
         self.last_measured = -1
         self.seconds = 0.0
         self.last_seconds = 0.0
+        # What counts against the budget: all but the first measurement, which pays for what others find warm.
+        self.charged = 0.0
         self.measurements = 0
         self.keys: list[str] = []
         self.needs_samples = False
@@ -91,8 +93,9 @@ class Recorder:
         model: Any module. It is observed and never changed.
         monitors: What to measure.
         probe: Samples for the monitors that have no probe of their own. Without one, the first probe that any of them has.
-        budget: The share of the training time that the monitors may take together, for instance ``0.02``. What would exceed it
-            is skipped, so the measured steps depend on the clock; the first measurement always happens. ``None``: no limit.
+        budget: The share of the training time that the monitors without a budget of their own may take together, for instance
+            ``0.02``. What would exceed it is skipped, so the measured steps depend on the clock; the first measurement always
+            happens and is not charged. ``None``: no limit.
 
     Raises:
         ValueError: If a monitor's setting cannot work with this model.
@@ -113,14 +116,12 @@ class Recorder:
         monitors: Sequence[Measurable],
         probe: Probe | None = None,
         *,
-        budget: float | None = None,
+        budget: float | Budget | None = None,
     ) -> None:
-        if budget is not None and not budget > 0:
-            raise ValueError(f"`budget` must be a positive share of the training time, got {budget!r}.")
         self.model = model
         self.history = History()
-        share = None if budget is None else budget / max(len(monitors), 1)
-        self._slots = [_Slot(monitor, share) for monitor in monitors]
+        common = Budget.of(budget)
+        self._slots = [_Slot(monitor, common) for monitor in monitors]
         shared = probe or next((monitor.probe for monitor in monitors if monitor.probe is not None), Probe())
         for slot in self._slots:
             slot.probe = slot.probe or shared
@@ -291,10 +292,19 @@ class Recorder:
         if all(slot.budget is None for slot in due):
             return due
         elapsed = self._elapsed()
-        allowed = [
-            slot.budget is None or slot.measurements == 0 or slot.seconds + slot.last_seconds <= slot.budget * elapsed
-            for slot in due
-        ]
+        charged: dict[Budget, float] = {}
+        for slot in self._slots:
+            if slot.budget is not None:
+                charged[slot.budget] = charged.get(slot.budget, 0.0) + slot.charged
+        allowed = []
+        for slot in due:
+            if slot.budget is None or slot.measurements == 0:
+                allowed.append(True)
+                continue
+            expected = charged[slot.budget] + slot.last_seconds
+            allowed.append(expected <= slot.budget.share * elapsed)
+            if allowed[-1]:
+                charged[slot.budget] = expected
         # Clocks differ, so one rank decides for all.
         allowed = self._ranks.from_first(allowed)
         return [slot for slot, chosen in zip(due, allowed, strict=True) if chosen]
@@ -323,6 +333,7 @@ class Recorder:
                 raise RuntimeError(f"{slot.monitor.label} wrote into the model's weights or buffers; a monitor must not.")
             slot.last_seconds = time.perf_counter() - start
             slot.seconds += slot.last_seconds
+            slot.charged += slot.last_seconds if slot.measurements else 0.0
             self._spent += slot.last_seconds
             slot.last_measured = step
             slot.measurements += 1
@@ -437,6 +448,7 @@ class Recorder:
             "seen": self._seen,
             "seconds": slot.seconds,
             "last_seconds": slot.last_seconds,
+            "charged": slot.charged,
             "elapsed": self._elapsed(),
             "active": slot.active,
         }
@@ -448,7 +460,7 @@ class Recorder:
         slot.keys = list(history)
         self._owners.update(dict.fromkeys(slot.keys, slot))
         slot.measurements, slot.last_measured, slot.seen = state["measurements"], state["last_measured"], state["seen"]
-        slot.seconds, slot.last_seconds = state["seconds"], state["last_seconds"]
+        slot.seconds, slot.last_seconds, slot.charged = state["seconds"], state["last_seconds"], state["charged"]
         self._elapsed_before = max(self._elapsed_before, state["elapsed"])
         slot.active = slot.active and state["active"]
 
@@ -476,7 +488,7 @@ def _checked_step(step: int) -> int:
 
 _STATE_TYPES: dict[str, type | tuple[type, ...]] = {
     "history": Mapping, "metrics": Mapping, "measurements": int, "last_measured": int, "seen": int, "seconds": (int, float),
-    "last_seconds": (int, float), "elapsed": (int, float), "active": bool,
+    "last_seconds": (int, float), "charged": (int, float), "elapsed": (int, float), "active": bool,
 }  # fmt: skip
 
 

@@ -11,10 +11,43 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["AtValidation", "Event", "EveryEpoch", "EverySteps", "LogSpaced", "Schedule"]
+__all__ = ["AtValidation", "Budget", "Event", "EveryEpoch", "EverySteps", "LogSpaced", "Schedule"]
 
 #: A moment other than an optimiser step at which one can measure: the end of a training epoch, or of a validation run.
 Event = Literal["epoch", "validation"]
+
+
+class Budget:
+    """The share of the training time that monitors may take; those that are given the same object share it.
+
+    Each monitor's first measurement always happens and is not charged, since it warms up what later ones find warm.
+
+    Args:
+        share: Seconds of measuring per second of training, for instance ``0.02``.
+
+    Raises:
+        ValueError: If ``share`` is not positive.
+
+    Example:
+        >>> from grok_callbacks import NormMonitor, WeightEntropyMonitor
+        >>> budget = Budget(0.02)
+        >>> together = [NormMonitor(budget=budget), WeightEntropyMonitor(budget=budget)]
+        >>> budget
+        Budget(0.02)
+    """
+
+    def __init__(self, share: float) -> None:
+        if isinstance(share, bool) or not isinstance(share, int | float) or not share > 0:
+            raise ValueError(f"`budget` must be a positive share of the training time, got {share!r}.")
+        self.share = float(share)
+
+    def __repr__(self) -> str:
+        return f"Budget({self.share!r})"
+
+    @classmethod
+    def of(cls, budget: float | Budget | None) -> Budget | None:
+        """A share as a budget of its own."""
+        return budget if budget is None or isinstance(budget, Budget) else cls(budget)
 
 
 class Schedule(ABC):

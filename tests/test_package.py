@@ -69,4 +69,5 @@ def test_each_preset_holds_the_one_before_it():
 
 def test_a_budget_is_shared():
     callbacks = default_callbacks("economy", budget=0.02)
-    assert sum(callback.budget for callback in callbacks) == pytest.approx(0.02)
+    assert {callback.budget for callback in callbacks} == {callbacks[0].budget}
+    assert callbacks[0].budget.share == 0.02

@@ -16,6 +16,7 @@ from torch.utils.data import TensorDataset
 import grok_callbacks.snapshot
 from grok_callbacks import (
     AtValidation,
+    Budget,
     EveryEpoch,
     EverySteps,
     GrokkingDetector,
@@ -435,6 +436,66 @@ def test_a_budget_allows_what_is_within_it():
         values = recorder.record(_)
         assert "grok/count" in values
     assert recorder.history["grok/slow"].steps == [0]
+
+
+class Clock:
+    """Stands still but when told."""
+
+    now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+
+class Taking(Monitor):
+    """Takes a given time, by the clock."""
+
+    def __init__(self, clock, seconds, **kwargs):
+        super().__init__(schedule=EverySteps(1), **kwargs)
+        self.clock, self.cost = clock, seconds
+
+    def measure(self, snapshot):
+        self.clock.now += self.cost
+        return {"taken": self.cost}
+
+
+def taken(monkeypatch, costs, *, common=None, own=None, second=1.0):
+    """Steps at which monitors of such costs measured within twenty steps of a second."""
+    clock = Clock()
+    monkeypatch.setattr("grok_callbacks.recorder.time", clock)
+    monitors = [Taking(clock, cost, budget=own, prefix=f"m{number}") for number, cost in enumerate(costs)]
+    recorder = Recorder(mlp(), monitors, budget=common)
+    for step in range(20):
+        recorder.record(step)
+        clock.now += second
+    return [recorder.history[f"m{number}/taken"].steps for number in range(len(costs))]
+
+
+def test_monitors_share_a_budget(monkeypatch):
+    cheap, dear = taken(monkeypatch, [0.0625, 2.0], common=0.5)
+    assert cheap == list(range(20))
+    # Half of s seconds, less an eighth of that for the cheap one: 2 s for the dear one at 0.4375 s >= 2, 4 and so on.
+    assert dear == [0, 5, 10, 14, 19]
+    # In equal shares it would have half as many.
+    assert taken(monkeypatch, [0.0625, 2.0], own=0.25)[1] == [0, 8, 16]
+    # An object that they share is one budget, too.
+    assert taken(monkeypatch, [0.0625, 2.0], own=Budget(0.5)) == [cheap, dear]
+
+
+def test_the_first_measurement_is_not_charged(monkeypatch):
+    class Warming(Taking):
+        def measure(self, snapshot):
+            self.cost = 0.01 if self.cost < 1 or snapshot.step else 100.0
+            return super().measure(snapshot)
+
+    clock = Clock()
+    monkeypatch.setattr("grok_callbacks.recorder.time", clock)
+    recorder = Recorder(mlp(), [Warming(clock, 1.0)], budget=1.0)
+    for step in range(200):
+        recorder.record(step)
+        clock.now += 1.0
+    # The second waits until it could cost as much as the first; from then on each takes what the last one took.
+    assert recorder.history["grok/taken"].steps == [0, *range(100, 200)]
 
 
 def test_time_spent_is_told():

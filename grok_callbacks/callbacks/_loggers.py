@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from grok_callbacks.measures import QUESTIONS, group_by_chart
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# In the order in which a run raises them.
-_QUESTIONS = ("Is it memorising?", "Is it compressing?", "Is it about to generalise?")
+__all__ = ["add_figures", "add_layout", "add_texts", "flush", "holds_figures", "layout", "mark_resumed"]
 
-__all__ = ["add_figures", "add_layout", "flush", "holds_figures", "layout", "mark_resumed"]
+
+_USUAL_PREFIX = "grok"
 
 
 def _tensorboard(logger: Any) -> Any:
@@ -60,23 +62,31 @@ def mark_resumed(loggers: Iterable[Any], step: int) -> None:
             writer._get_file_writer().add_event(event, step + 1)
 
 
-def layout(charts: Sequence[tuple[str, Sequence[str]]]) -> dict[str, dict[str, list[Any]]]:
-    """TensorBoard's custom-scalar layout: a category for each question, a chart for each family of keys.
+def add_texts(logger: Any, texts: Mapping[str, str], step: int) -> None:
+    """Show texts in Markdown at a step; in TensorBoard only."""
+    writer = _tensorboard(logger)
+    for key, text in texts.items() if writer is not None else ():
+        writer.add_text(key, text, global_step=step)
+
+
+def layout(charts: Sequence[tuple[str, str, Sequence[str]]]) -> dict[str, dict[str, list[Any]]]:
+    """TensorBoard's custom-scalar layout: a category for each question, a chart for what shares an axis.
 
     Args:
-        charts: A question and the keys that answer it, for each monitor.
+        charts: A question, the prefix and the keys that answer it, for each monitor.
 
     Returns:
         What ``SummaryWriter.add_custom_scalars`` takes.
     """
-    asked = {question for question, _ in charts}
-    result: dict[str, dict[str, list[Any]]] = {question: {} for question in _QUESTIONS if question in asked}
-    for question, keys in charts:
-        for key in keys:
-            family = "/".join(key.split("/")[:2])
-            chart = result.setdefault(question, {}).setdefault(family, ["Multiline", []])
-            chart[1].append(_escaped(key))
-    return result
+    result: dict[str, dict[str, list[Any]]] = {question: {} for question in QUESTIONS}
+    for question, prefix, keys in charts:
+        for chart, curves in group_by_chart(keys, prefix).items():
+            # Events are single points, and stand in the text.
+            if chart.family != "onset":
+                title = chart.title if prefix == _USUAL_PREFIX else f"{chart.title} ({prefix})"
+                tags = result.setdefault(question, {}).setdefault(title, ["Multiline", []])[1]
+                tags += [_escaped(key) for key in curves.values()]
+    return {question: shown for question, shown in result.items() if shown}
 
 
 def _escaped(key: str) -> str:

@@ -15,9 +15,10 @@ from grok_callbacks._compat import Callback, MisconfigurationException
 from grok_callbacks._distributed import Ranks
 from grok_callbacks._isolation import isolated_rng
 from grok_callbacks.callbacks import _loggers
+from grok_callbacks.callbacks._bar import BarWithStatus
 from grok_callbacks.probe import SPLITS, Batch, Probe, Split
 from grok_callbacks.recorder import Recorder
-from grok_callbacks.schedule import LogSpaced
+from grok_callbacks.schedule import AtValidation, LogSpaced
 from grok_callbacks.snapshot import Drawn
 
 if TYPE_CHECKING:
@@ -62,6 +63,9 @@ class Session:
         self._next_figure_step: int | None = _FIRST_FIGURE
         self._broken_loggers: set[int] = set()
         self._layout_keys: set[str] = set()
+        self._texts: dict[str, str] = {}
+        self._wordless: set[Monitor] = set()
+        self._bar: BarWithStatus | None = None
         for monitor in self.monitors:
             monitor.join(self, hooks=self._hooks_for(monitor))
 
@@ -90,8 +94,16 @@ class Session:
         self._drawn = {probe: self._draw(number, probe) for number, probe in enumerate(self.recorder.probes)}
         if self.trainer.global_step > 0:
             _loggers.mark_resumed(self.trainer.loggers, self.trainer.global_step)
+        if not self.trainer.enable_validation:
+            self._warn_of_waiting_for_validation()
+        self._bar = BarWithStatus.on(self.trainer)
         if not self._gathering["train"]:
             self._bind()
+
+    def _warn_of_waiting_for_validation(self) -> None:
+        waiting = [monitor.label for monitor in self.monitors if isinstance(monitor.schedule, AtValidation)]
+        if waiting and self.trainer.is_global_zero:
+            warnings.warn(f"No validation in this run: {', '.join(waiting)} will measure at step 0 only.", stacklevel=2)
 
     def epoch_start(self) -> None:
         """Take in what the module logged in its own hook at the end of the last epoch, which comes after ours."""
@@ -148,10 +160,11 @@ class Session:
             self._try(logger, lambda logger=logger: _loggers.flush(logger))
 
     def end(self) -> None:
-        """Take in the last metrics, log the last figures and flush."""
+        """Take in the last metrics, log the last figures and texts, and flush."""
         self._take_in_metrics()
         if self.recorder is not None and self.recorder.history:
             self._publish_figures(self.trainer.global_step)
+            self._publish_texts(self._texts, self.trainer.global_step)
         self.flush()
 
     def fail(self, exception: BaseException) -> None:
@@ -160,7 +173,9 @@ class Session:
         self.leave()
 
     def leave(self) -> None:
-        """Give the monitors their hooks back."""
+        """Give the monitors their hooks back, and the progress bar its own text."""
+        if self._bar is not None:
+            self._bar.leave()
         for monitor in self.monitors:
             monitor.leave()
 
@@ -259,9 +274,11 @@ class Session:
             raise MisconfigurationException(str(error)) from error
 
     def _go_on_publishing(self) -> None:
-        """In a resumed run: early stopping asks for keys that are not due yet, and figures have been drawn already."""
+        """In a resumed run: early stopping asks for keys that are not due yet, and figures and texts have been logged."""
         assert self.recorder is not None
         self._put_in_callback_metrics(self.recorder.latest)
+        if self.recorder.history:
+            self._update_words()
         steps = [self.recorder.history[key].steps[-1] for key in self.recorder.latest]
         if steps:
             self._next_figure_step = self._figure_schedule.next_step(max(*steps, _FIRST_FIGURE - 1))
@@ -304,6 +321,7 @@ class Session:
         if new_keys:
             self._layout_keys |= new_keys
             self._publish_layout()
+        self._publish_texts(self._update_words(), step)
         if self._next_figure_step is not None and step >= self._next_figure_step:
             self._next_figure_step = self._figure_schedule.next_step(step)
             self._publish_figures(step)
@@ -314,10 +332,34 @@ class Session:
 
     def _publish_layout(self) -> None:
         assert self.recorder is not None
-        charts = {monitor: self.recorder.keys_of(monitor) for monitor in self.monitors}
-        layout = _loggers.layout([(monitor.question, keys) for monitor, keys in charts.items()])
+        keys_of = self.recorder.keys_of
+        layout = _loggers.layout([(monitor.question, monitor.prefix, keys_of(monitor)) for monitor in self.monitors])
         for logger in self._working_loggers():
             self._try(logger, lambda logger=logger: _loggers.add_layout(logger, layout))
+
+    def _update_words(self) -> dict[str, str]:
+        """Ask the monitors for their words, for the progress bar and for the loggers; returns the texts that have changed."""
+        assert self.recorder is not None
+        switched_off = set(self.recorder.switched_off)
+        status: dict[str, str] = {}
+        texts: dict[str, str] = {}
+        for monitor in self.monitors:
+            if monitor.label not in switched_off and monitor not in self._wordless:
+                try:
+                    status |= monitor.status()
+                    texts |= {f"{monitor.prefix}/{key}": text for key, text in monitor.texts().items()}
+                except Exception as error:
+                    self._wordless.add(monitor)
+                    warnings.warn(f"{monitor.label} could not put its words: {type(error).__name__}: {error}", stacklevel=2)
+        if self._bar is not None:
+            self._bar.words = status
+        changed = {key: text for key, text in texts.items() if self._texts.get(key) != text}
+        self._texts = texts
+        return changed
+
+    def _publish_texts(self, texts: Mapping[str, str], step: int) -> None:
+        for logger in self._working_loggers() if texts else ():
+            self._try(logger, lambda logger=logger: _loggers.add_texts(logger, texts, step))
 
     def _publish_figures(self, step: int) -> None:
         loggers = [logger for logger in self._working_loggers() if _loggers.holds_figures(logger)]

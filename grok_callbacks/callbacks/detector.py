@@ -11,8 +11,9 @@ from typing import Any, Literal
 from torch import Tensor
 
 from grok_callbacks._compat import MisconfigurationException
+from grok_callbacks.callbacks._summary import in_markdown
 from grok_callbacks.callbacks.monitor import Monitor
-from grok_callbacks.forecast.onset import OnsetTracker, Outcome, Thresholds, is_share
+from grok_callbacks.forecast.onset import EVENTS, OnsetTracker, Outcome, Phase, Thresholds, is_share
 from grok_callbacks.forecast.sources import logged_accuracy_names
 from grok_callbacks.history import History
 from grok_callbacks.probe import SPLITS, Split
@@ -44,11 +45,15 @@ class GrokkingDetector(Monitor):
     | `grok/onset/grokked_step` | the step of generalising, logged when it is established |
     | `grok/onset/delay` | steps from memorising to generalising |
 
+    The progress bar shows the phase (*memorising*, *memorised*, *generalising*, *generalised*), and TensorBoard's text tab the
+    phase and the events, whenever they change.
+
     Cost: one probe forward pass on training and on validation samples, shared with the other monitors. Source of the terms: Liu
     et al. 2022 (arXiv 2205.10343); the levels are our choice.
 
     Args:
-        train_metric: Name of the logged training metric; by default an accuracy is looked for, then measured.
+        train_metric: Name of the logged training metric; by default an accuracy is looked for, then measured. Logged by the
+            step only, it is that of single batches.
         validation_metric: The same for validation.
         mode: Whether the metrics grow ("max") or fall ("min") as the model gets better.
         memorized_threshold: The training metric that counts as memorised. With mode "min" it must be given.
@@ -109,6 +114,9 @@ class GrokkingDetector(Monitor):
         self._fed: dict[str, int] = {"train": -1, "validation": -1}
         self._sources: dict[str, str] = {}
         self._logged: dict[str, float] = {}
+        self._available: list[str] = []
+        # Names that were given and have not been seen by the end of the first epoch: the step at which that was noticed.
+        self._unheard: dict[str, int] = {}
         # Whether what the module logs can be accuracies; percentages cannot be told from them at first.
         self._logs_shares = True
 
@@ -120,6 +128,7 @@ class GrokkingDetector(Monitor):
         self._fed = {"train": -1, "validation": -1}
         self._sources = {}
         self._logged = {}
+        self._unheard = {}
 
     def _can_measure(self, split: Split, view: ModelView) -> bool:
         is_named = self.metric_names[split] is not None
@@ -158,6 +167,7 @@ class GrokkingDetector(Monitor):
 
     def logged_metrics_wanted(self, available: Mapping[str, Any]) -> Iterable[str]:
         """The training and validation metric, if the module logs them."""
+        self._available = sorted(available)
         names = [self._find(split, available) for split in SPLITS]
         return [name for name in names if name is not None]
 
@@ -171,6 +181,7 @@ class GrokkingDetector(Monitor):
         """Feed the tracker what is new, and report the events that it establishes."""
         events: list[str] = []
         self._check_shares(history)
+        self._check_names(history, step)
         for split in SPLITS:
             events += self._feed(split, history)
         for event in events:
@@ -199,6 +210,26 @@ class GrokkingDetector(Monitor):
             return True
         # The first validation comes before the first epoch's end, where many modules log their training accuracy.
         return self.session.epochs_ended > 0 or self.session.validations_ended > (split == "train")
+
+    def _check_names(self, history: History, step: int) -> None:
+        """Say so, once, if a metric that was named does not come."""
+        for split, name in self.metric_names.items():
+            if name is None or name in history or self.session is None or not self._has_had_occasion(split):
+                continue
+            # What is logged at an epoch's end may reach us one measurement later.
+            if 0 <= self._unheard.setdefault(name, step) < step:
+                self._unheard[name] = -1
+                if not self.session.trainer.is_global_zero:
+                    continue
+                warnings.warn(
+                    f"{self.label}: the metric of `{split}_metric`, {name!r}, has not been logged so far, so nothing is judged "
+                    f"by it. Logged are {[key for key in self._available if not key.startswith(f'{self.prefix}/')]}.",
+                    stacklevel=2,
+                )
+
+    def _has_had_occasion(self, split: Split) -> bool:
+        assert self.session is not None
+        return self.session.epochs_ended > 0 and (split == "train" or self.session.validations_ended > 0)
 
     def _check_shares(self, history: History) -> None:
         """Go by accuracies of our own as soon as what was found turns out to be something else."""
@@ -269,9 +300,27 @@ class GrokkingDetector(Monitor):
         return self.tracker.delay
 
     @property
+    def phase(self) -> Phase:
+        """What the run is doing: memorising, memorised, generalising or generalised."""
+        return self.tracker.phase
+
+    @property
     def outcome(self) -> Outcome:
         """What the run is, as far as it has gone."""
         return self.tracker.outcome
+
+    def texts(self) -> Mapping[str, str]:
+        """The run in brief: its phase and its events."""
+        sentences = [
+            self._sentence(event)
+            for event, step in zip(EVENTS, (self.memorized_step, self.onset_step, self.grokked_step), strict=True)
+            if step is not None
+        ]
+        return {"summary": in_markdown(self.tracker, sentences, list(self._sources.values()))}
+
+    def status(self) -> Mapping[str, str]:
+        """The phase."""
+        return {"phase": self.phase}
 
     @property
     def should_stop(self) -> bool:

@@ -15,9 +15,10 @@ from grok_callbacks._compat import Callback, MisconfigurationException
 from grok_callbacks.callbacks._session import Session, is_plain
 from grok_callbacks.callbacks._state import metric_state, restore_metric
 from grok_callbacks.history import History
+from grok_callbacks.measures import Question
 from grok_callbacks.probe import Batch, Probe, Split
 from grok_callbacks.recorder import Recorder, check_state
-from grok_callbacks.schedule import LogSpaced, Schedule
+from grok_callbacks.schedule import Budget, LogSpaced, Schedule
 from grok_callbacks.snapshot import ModelView, Snapshot
 
 if TYPE_CHECKING:
@@ -29,8 +30,6 @@ __all__ = ["Monitor"]
 Preset = Literal["economy", "standard", "full"]
 
 MetricT = TypeVar("MetricT", bound=Metric)
-
-Question = Literal["Is it memorising?", "Is it compressing?", "Is it about to generalise?"]
 
 _log = logging.getLogger("grok_callbacks")
 
@@ -88,8 +87,9 @@ class Monitor(Callback, metaclass=_MonitorType):
             that have none of their own.
         schedule: When to measure; by default at 20 log-spaced steps a decade, see :class:`~grok_callbacks.LogSpaced`.
         prefix: Goes before each logged key. Two monitors of one class in one Trainer need different ones.
-        budget: The largest share of the training time that this monitor may take, such as ``0.01``. A measurement that would
-            exceed it is skipped, so the measured steps then depend on the clock. ``None``: no limit.
+        budget: The largest share of the training time that this monitor may take, such as ``0.01``, or a
+            :class:`~grok_callbacks.Budget` that several share. A measurement that would exceed it is skipped, so the measured
+            steps then depend on the clock. ``None``: no limit.
         on_error: What to do if ``measure`` raises: ``"warn"`` switches the monitor off with one warning and training goes on;
             ``"raise"`` stops the run.
 
@@ -122,13 +122,11 @@ class Monitor(Callback, metaclass=_MonitorType):
         probe: Probe | None = None,
         schedule: Schedule | None = None,
         prefix: str = "grok",
-        budget: float | None = None,
+        budget: float | Budget | None = None,
         on_error: Literal["warn", "raise"] = "warn",
     ) -> None:
         if not prefix or prefix.endswith("/"):
             raise MisconfigurationException(f"`prefix` must be a name without a slash at its end, got {prefix!r}.")
-        if budget is not None and not budget > 0:
-            raise MisconfigurationException(f"`budget` must be a positive share of the training time, got {budget!r}.")
         if on_error not in ("warn", "raise"):
             raise MisconfigurationException(f"`on_error` must be 'warn' or 'raise', got {on_error!r}.")
         if probe is not None and not isinstance(probe, Probe):
@@ -138,7 +136,10 @@ class Monitor(Callback, metaclass=_MonitorType):
         self.probe = probe
         self.schedule: Schedule = schedule if schedule is not None else LogSpaced()
         self.prefix = prefix
-        self.budget = budget
+        try:
+            self.budget = Budget.of(budget)
+        except ValueError as error:
+            raise MisconfigurationException(str(error)) from error
         self.on_error: Literal["warn", "raise"] = on_error
         #: Whether it may be left out, with a warning, where it does not apply; presets set it.
         self.optional = False
@@ -191,6 +192,14 @@ class Monitor(Callback, metaclass=_MonitorType):
 
     def figures(self) -> Mapping[str, Figure]:
         """Figures of the last measurement by key, without the prefix; asked for at steps 100, 1,000 ... and at the end."""
+        return {}
+
+    def texts(self) -> Mapping[str, str]:
+        """Texts in Markdown by key, without the prefix; TensorBoard gets each whenever it has changed."""
+        return {}
+
+    def status(self) -> Mapping[str, str]:
+        """What the progress bar shows beside the user's metrics, a word or two by name."""
         return {}
 
     # What monitors have in common.

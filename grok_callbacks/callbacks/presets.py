@@ -7,7 +7,7 @@ from typing import get_args
 import grok_callbacks.callbacks as _callbacks
 from grok_callbacks.callbacks.monitor import Monitor, Preset
 from grok_callbacks.probe import Probe
-from grok_callbacks.schedule import Schedule
+from grok_callbacks.schedule import Budget, Schedule
 
 __all__ = ["PRESETS", "default_callbacks", "preset_monitors"]
 
@@ -33,7 +33,7 @@ def default_callbacks(
     *,
     probe: Probe | None = None,
     schedule: Schedule | None = None,
-    budget: float | None = None,
+    budget: float | Budget | None = None,
 ) -> list[Monitor]:
     """The callbacks to pass to a Trainer. Monitors that do not apply to the model are left out with a warning.
 
@@ -54,8 +54,8 @@ def default_callbacks(
         ['GrokkingDetector', 'NormMonitor', 'SpectralEntropyMonitor', 'WeightEntropyMonitor']
     """
     classes = preset_monitors(preset)
-    share = None if budget is None else budget / len(classes)
-    callbacks = [make(probe=probe, schedule=schedule, budget=share) for make in classes]
+    together = Budget.of(budget)
+    callbacks = [make(probe=probe, schedule=schedule, budget=together) for make in classes]
     for callback in callbacks:
         callback.optional = True
     return callbacks

@@ -5,12 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-__all__ = ["EVENTS", "OnsetTracker", "Outcome", "Thresholds"]
+__all__ = ["EVENTS", "PHASES", "OnsetTracker", "Outcome", "Phase", "Thresholds", "phase_at"]
 
 #: What a run turned out to be (Liu et al. 2022, arXiv 2205.10343).
 Outcome = Literal["grokking", "comprehension", "memorisation", "confusion"]
+
+#: What a run is doing, as far as its events tell.
+Phase = Literal["memorising", "memorised", "generalising", "generalised"]
+
+#: In the order in which a grokking run goes through them.
+PHASES: tuple[Phase, ...] = get_args(Phase)
 
 #: The events in the order in which a grokking run meets them.
 EVENTS = ("memorized", "onset", "generalized")
@@ -159,6 +165,12 @@ class OnsetTracker:
         return self.grokked_step - self.memorized_step
 
     @property
+    def phase(self) -> Phase:
+        """What the run is doing now."""
+        steps = {"memorized": self.memorized_step, "onset": self.onset_step, "generalized": self.grokked_step}
+        return phase_at(max((step for step in steps.values() if step is not None), default=0), steps)
+
+    @property
     def outcome(self) -> Outcome:
         """What the run is, as far as it has gone."""
         if self.grokked_step is None:
@@ -203,6 +215,25 @@ class OnsetTracker:
         for event, saved in crossings.items():
             crossing = self._crossings[event]
             crossing.step, crossing.streak_start, crossing.streak = saved["step"], saved["streak_start"], saved["streak"]
+
+
+def phase_at(step: int, events: Mapping[str, int | None]) -> Phase:
+    """What a run is doing at a step.
+
+    Args:
+        step: The step.
+        events: The step of each event, ``None`` where it has not come.
+
+    Example:
+        >>> [phase_at(step, {"memorized": 30, "onset": 120, "generalized": 290}) for step in (0, 30, 120, 290)]
+        ['memorising', 'memorised', 'generalising', 'generalised']
+    """
+    reached = 0
+    for number, event in enumerate(EVENTS, start=1):
+        at = events.get(event)
+        if at is not None and at <= step:
+            reached = number
+    return PHASES[reached]
 
 
 def is_share(value: float) -> bool:

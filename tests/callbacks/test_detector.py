@@ -93,8 +93,14 @@ def test_named_metrics_need_no_data_that_can_be_read():
 
 def test_named_metrics_that_are_never_logged():
     detector = GrokkingDetector("nothing", "nothing_either")
-    follow(detector, Scripted(TRAIN, VALIDATION["grokking"]))
+    with pytest.warns(UserWarning, match="has not been logged so far") as warned:
+        follow(detector, Scripted(TRAIN, VALIDATION["grokking"]))
     assert detector.outcome == "confusion"
+    said = [str(one.message) for one in warned if "has not been logged so far" in str(one.message)]
+    assert len(said) == 2, "once each"
+    assert "`train_metric`, 'nothing'" in said[0]
+    assert "`validation_metric`, 'nothing_either'" in said[1]
+    assert "['train_acc', 'val_acc']" in said[0]
 
 
 @pytest.mark.parametrize("percent_of", [("train",), ("train", "validation")])

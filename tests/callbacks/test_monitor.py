@@ -66,7 +66,6 @@ def _steps(schedule):
         (AtValidation(), {"validation": loader(8)}, [0, 4, 8]),
         (AtValidation(), {"validation": loader(8), "val_check_interval": 2}, [0, 2, 4, 6, 8, 10]),
         (AtValidation(), {"validation": loader(8), "num_sanity_val_steps": 2, "check_val_every_n_epoch": 2}, [0, 8]),
-        (AtValidation(), {}, [0]),
     ],
 )
 def test_schedules_in_a_trainer(schedule, kwargs, expected):
@@ -74,6 +73,13 @@ def test_schedules_in_a_trainer(schedule, kwargs, expected):
     monitor = Counting(schedule=schedule)
     fit([monitor], max_steps=10, **kwargs)
     assert monitor.steps == expected
+
+
+def test_waiting_for_a_validation_that_never_comes_is_said():
+    waiting, other = Counting("waiting", schedule=AtValidation()), Counting("other", schedule=EverySteps(5))
+    with pytest.warns(UserWarning, match=r"No validation in this run: Counting\(name='waiting'.*\)\) will measure"):
+        fit([waiting, other], max_steps=10)
+    assert (waiting.steps, other.steps) == ([0], [0, 5, 10])
 
 
 def test_step_0_is_the_model_before_training_and_step_s_the_weights_after_s_steps():

@@ -141,7 +141,7 @@ def test_command_lines(namespace, tmp_path):
     assert norm.probe.size == 7
     assert norm.history["mine/norm"].steps == [0, 2, 4, 6]
     assert detector.tracker.thresholds.patience == 3
-    assert detector.budget == 0.5
+    assert detector.budget.share == 0.5
     assert entropy.history["grok/weight_entropy/net.0.weight"].steps == [0, 4]
 
 
