@@ -47,11 +47,11 @@ class RobustnessMonitor(Monitor):
     | `grok/robustness/pmi_se`, `pe_se` | standard errors over draws, of `mid` and `ed` too; not with one draw |
     | `grok/robustness/input_gradient` | mean squared gradient of a logit with respect to a sample |
 
-    Rows of the Gram matrices are samples; what a sample has of positions is flattened. Under FSDP, which acts in the backward
+    Rows of the Gram matrices are samples; what a sample has of positions is flattened. Under FSDP2, which acts in the backward
     pass, the gradient is left out.
 
-    Cost: `num_draws` + 1 forward passes on the probe, for each the eigenvalues of two matrices no larger than the number of
-    samples (5 to 10 ms at 256 samples), and `gradient_probes` backward passes.
+    Cost: `num_draws` + 1 forward passes on the probe, for each the eigenvalues of two matrices of at most `num_samples` rows
+    (about 1 ms at 128, ten times as much at 256), and `gradient_probes` backward passes.
     Source: Tan and Huang 2023 (arXiv 2311.06597). The noise scales are as others report them.
 
     Args:
@@ -63,6 +63,8 @@ class RobustnessMonitor(Monitor):
             where a model that makes one-hot vectors itself has them.
         noise_sites: Globs of sites to put the noise at instead, for ``on="embedding"``; none may feed another.
         noise_scale: Standard deviation of the noise; by default the paper's, 0.1 on inputs and 0.4 on embeddings.
+        num_samples: Training samples of the probe that the Gram matrices are of, at most its size. Entropies grow with their
+            number, and the cost with its cube: compare values at one ``num_samples``.
         num_draws: Number of draws of noise.
         gradient_probes: Number of random probes of the gradient.
         seed: Seed of noise and probes.
@@ -89,6 +91,7 @@ class RobustnessMonitor(Monitor):
         on: Literal["input", "embedding"] | None = None,
         noise_sites: str | Sequence[str] | None = None,
         noise_scale: float | None = None,
+        num_samples: int = 128,
         num_draws: int = 3,
         gradient_probes: int = 4,
         seed: int = 0,
@@ -102,7 +105,7 @@ class RobustnessMonitor(Monitor):
             raise ValueError('`noise_sites` are for `on="embedding"`.')
         if noise_scale is not None and not 0 <= noise_scale < math.inf:
             raise ValueError(f"`noise_scale` must be a finite number of at least 0, got {noise_scale!r}.")
-        for name, value in (("num_draws", num_draws), ("gradient_probes", gradient_probes)):
+        for name, value in (("num_samples", num_samples), ("num_draws", num_draws), ("gradient_probes", gradient_probes)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"`{name}` must be a whole number of at least 1, got {value!r}.")
         self.layers = layers
@@ -110,6 +113,7 @@ class RobustnessMonitor(Monitor):
         self.on = on
         self.noise_sites = noise_sites
         self.noise_scale = noise_scale
+        self.num_samples = num_samples
         self.num_draws = num_draws
         self.gradient_probes = gradient_probes
         self.seed = seed
@@ -130,7 +134,7 @@ class RobustnessMonitor(Monitor):
             chosen = view.select_sites(self.layers)
             self._layers = {_FIRST if len(chosen) == 1 else f"/{site}": [site] for site in chosen}
         self._noise_sites = self._choose_noise_sites(view, inputs)
-        self._has_gradient = not any(hasattr(parameter, "full_tensor") for parameter in view.model.parameters())
+        self._has_gradient = not view.is_sharded
         self._metrics = self.metrics_by_name(MatrixMutualInformation, self._layers, alpha=self.alpha)
 
     def measure(self, snapshot: Snapshot) -> Mapping[str, float | Tensor]:
@@ -184,10 +188,11 @@ class RobustnessMonitor(Monitor):
             if any(len(feature) != size for feature in features):
                 raise ValueError(f"`layers`: {sites} do not give one row for each of {size} samples.")
             metric = self._metrics[layer]
-            values[f"mi{layer}"] = self.evaluate(metric, torch.cat([feature.flatten(1) for feature in features], 1), logits)
+            rows = torch.cat([feature[: self.num_samples].flatten(1) for feature in features], 1)
+            values[f"mi{layer}"] = self.evaluate(metric, rows, logits[: self.num_samples])
             # Its state is all features and logits: too much to carry along, and into checkpoints.
             metric.reset()
-        return {**values, "e": feature_entropy(logits, self.alpha)}
+        return {**values, "e": feature_entropy(logits[: self.num_samples], self.alpha)}
 
     def _gradient(self, place: _Place) -> Tensor:
         with torch.enable_grad():

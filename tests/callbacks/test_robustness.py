@@ -59,6 +59,17 @@ def test_values_are_those_of_the_definition(alpha):
     assert set(values) == KEYS
 
 
+def test_entropies_are_of_the_first_samples_and_the_gradient_of_all():
+    model, x = network(), inputs()
+    part, few, all_samples = (
+        record(model, x, num_samples=8, noise_scale=0.0),
+        record(model, x[:8], noise_scale=0.0),
+        record(model, x),
+    )
+    assert (part["pmi"], part["pe"]) == pytest.approx((few["pmi"], few["pe"]))
+    assert part["input_gradient"] == all_samples["input_gradient"] != few["input_gradient"]
+
+
 def test_the_gradient_is_that_of_the_network():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 3))
@@ -225,6 +236,7 @@ def test_nothing_is_left_behind_in_the_metric_and_the_model():
         ({"noise_scale": math.nan}, "noise_scale"),
         ({"noise_scale": -0.1}, "noise_scale"),
         ({"num_draws": 0}, "num_draws"),
+        ({"num_samples": 0}, "num_samples"),
         ({"gradient_probes": 1.5}, "gradient_probes"),
         ({"on": "input", "noise_sites": "0"}, "noise_sites"),
     ],
