@@ -259,6 +259,31 @@ def make_task(name: str, size: int, seed: int = 0) -> Task:
     raise ValueError(f"`name` must be one of {', '.join(TASKS)}, got {name!r}.")
 
 
+def group_table(name: str, size: int) -> Tensor:
+    """The table of a task's group, for configurations that can only call functions.
+
+    Args:
+        name: A task of :func:`make_task` that is a group's product.
+        size: Its size.
+
+    Returns:
+        The group's product ``(n, n)``, integer.
+
+    Raises:
+        ValueError: If the task is not a group's product.
+
+    Example:
+        >>> group_table("add", 3)
+        tensor([[0, 1, 2],
+                [1, 2, 0],
+                [2, 0, 1]])
+    """
+    group = make_task(name, size).group
+    if group is None:
+        raise ValueError(f"`name`: {name!r} of size {size} is not the product of a group.")
+    return group.table
+
+
 def load_digits() -> tuple[Tensor, Tensor]:
     """Scikit-learn's handwritten digits: 1,797 real images.
 
