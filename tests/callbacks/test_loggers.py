@@ -13,12 +13,22 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from tensorboard.backend.event_processing import data_provider, plugin_event_multiplexer
-from tensorboard.backend.event_processing.event_accumulator import IMAGES, EventAccumulator
+from tensorboard.backend.event_processing.event_accumulator import IMAGES, TENSORS, EventAccumulator
 from tensorboard.context import RequestContext
+from tensorboard.plugin_util import markdown_to_safe_html
 from tensorboard.plugins.base_plugin import TBContext
 from tensorboard.plugins.custom_scalar.custom_scalars_plugin import CustomScalarsPlugin
 
-from grok_callbacks import EveryEpoch, EverySteps, LogSpaced, Monitor, NormMonitor, WeightEntropyMonitor, default_callbacks
+from grok_callbacks import (
+    EveryEpoch,
+    EverySteps,
+    GrokkingDetector,
+    LogSpaced,
+    Monitor,
+    NormMonitor,
+    WeightEntropyMonitor,
+    default_callbacks,
+)
 from grok_callbacks.callbacks._loggers import layout
 from tests._common import Classifier, Counting, Plain, events, fit, loader
 
@@ -153,21 +163,98 @@ def test_the_layout_groups_curves_by_question(tmp_path):
     fit(default_callbacks("economy"), logger=logger, validation=loader(8), max_steps=3)
     served = json.loads(served_layout(tmp_path))
     charts = {category["title"]: {chart["title"] for chart in category["chart"]} for category in served["category"]}
-    assert charts["Is it memorising?"] >= {"grok/accuracy", "grok/loss"}
-    assert charts["Is it compressing?"] >= {"grok/norm", "grok/weight_entropy", "grok/spectral_entropy", "grok/effective_rank"}
+    assert charts["Is it memorising?"] == {"Accuracy", "Loss"}
+    assert charts["Is it compressing?"] == {
+        "Weight norm", "Weight entropy (nats)", "Spectral entropy (nats)", "Effective rank"
+    }  # fmt: skip
     tags = {pattern for category in served["category"] for chart in category["chart"] for pattern in chart["multiline"]["tag"]}
-    written = [tag for tag in events(logger.log_dir) if tag.startswith("grok/")]
+    written = [tag for tag in events(logger.log_dir) if tag.startswith("grok/") and not tag.startswith("grok/onset/")]
+    assert len(written) > 9
     assert all(sum(bool(re.fullmatch(pattern, tag)) for pattern in tags) == 1 for tag in written)
 
 
-def test_layouts_take_tags_literally():
-    charts = layout([("Q", ["grok/norm/a.b", "grok/norm", "grok/lmn/x[0]"]), ("R", [])])
+def test_layouts_take_tags_literally_and_quantities_apart():
+    keys = [
+        "grok/norm/a.b",
+        "grok/norm",
+        "grok/lmn/x[0]",
+        "grok/lmn_standard_error/x[0]",
+        "grok/robustness/pe",
+        "grok/robustness/ed",
+    ]
+    charts = layout([("Q", "grok", keys), ("R", "grok", [])])
     assert charts == {
         "Q": {
-            "grok/norm": ["Multiline", [r"^grok/norm/a\.b$", "^grok/norm$"]],
-            "grok/lmn": ["Multiline", [r"^grok/lmn/x\[0\]$"]],
+            "Weight norm": ["Multiline", [r"^grok/norm/a\.b$", "^grok/norm$"]],
+            "Linear mapping number": ["Multiline", [r"^grok/lmn/x\[0\]$"]],
+            "Information under noise (nats)": ["Multiline", ["^grok/robustness/pe$"]],
+            "Change by noise (nats)": ["Multiline", ["^grok/robustness/ed$"]],
         }
     }
+
+
+def test_layouts_tell_prefixes_apart_and_take_measures_of_ones_own():
+    question = "Is it compressing?"
+    charts = layout([(question, "grok", ["grok/norm"]), (question, "my/first", ["my/first/norm", "my/first/largest_weight/a"])])
+    assert charts[question] == {
+        "Weight norm": ["Multiline", ["^grok/norm$"]],
+        "Weight norm (my/first)": ["Multiline", ["^my/first/norm$"]],
+        "Largest weight (my/first)": ["Multiline", ["^my/first/largest_weight/a$"]],
+    }
+
+
+def texts_of(folder):
+    """Texts by tag: step and Markdown."""
+    accumulator = EventAccumulator(str(folder), size_guidance={TENSORS: 0})
+    accumulator.Reload()
+    return {
+        tag.removesuffix("/text_summary"): [
+            (event.step, event.tensor_proto.string_val[0].decode()) for event in accumulator.Tensors(tag)
+        ]
+        for tag in accumulator.Tags()["tensors"]
+        if tag.endswith("/text_summary")
+    }
+
+
+class Script(GrokkingDetector):
+    """Memorises at step 2 and generalises at step 6."""
+
+    def measure(self, snapshot):
+        at = snapshot.step
+        return {"accuracy/train": float(at >= 2), "accuracy/validation": float(at >= 6)}
+
+
+def test_texts_are_logged_when_they_change_and_at_the_end(tmp_path):
+    detector = Script("grok/accuracy/train", "grok/accuracy/validation", patience=1, schedule=EverySteps(1))
+    logger = TensorBoardLogger(tmp_path)
+    fit([detector], logger=[logger, CSVLogger(tmp_path)], max_steps=9)
+    (summaries,) = texts_of(logger.log_dir).values()
+    assert [step for step, _ in summaries] == [0, 2, 6, 9]
+    first, memorised, generalised, last = (text for _, text in summaries)
+    assert "**Phase: memorising**" in first
+    assert "**Phase: memorised**" in memorised
+    assert "| memorised | 2 |" in memorised
+    assert "| generalised | - |" in memorised
+    assert "**Phase: generalised**" in generalised
+    assert "grokking, 4 steps after memorising" in generalised
+    assert last == generalised
+
+
+def test_names_in_texts_are_taken_literally(tmp_path):
+    name = "<script>alert(1)</script>|*acc*"
+
+    class Logs(Plain):
+        def training_step(self, batch, batch_idx):
+            self.log(name, 1.0)
+            return super().training_step(batch, batch_idx)
+
+    detector = GrokkingDetector(train_metric=name, schedule=EverySteps(1))
+    fit([detector], Logs(), logger=TensorBoardLogger(tmp_path), max_steps=6, validation=loader(8))
+    (summaries,) = texts_of(tmp_path / "lightning_logs" / "version_0").values()
+    shown = markdown_to_safe_html(summaries[-1][1])
+    assert "<script" not in shown
+    assert "alert(1)&lt;/script&gt;|*acc*" in shown
+    assert "<td>memorised</td>" in shown
 
 
 def test_loggers_are_flushed_when_a_checkpoint_is_written(tmp_path):
