@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from grok_callbacks.measures import QUESTIONS, group_by_chart
@@ -10,7 +11,7 @@ from grok_callbacks.measures import QUESTIONS, group_by_chart
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["add_figures", "add_layout", "add_texts", "flush", "holds_figures", "layout", "mark_resumed"]
+__all__ = ["add_figures", "add_layout", "add_texts", "excuse", "flush", "holds_figures", "layout", "mark_resumed"]
 
 
 _USUAL_PREFIX = "grok"
@@ -49,6 +50,18 @@ def flush(logger: Any) -> None:
     writer = _tensorboard(logger)
     if writer is not None:
         writer.flush()
+
+
+def excuse(logger: Any) -> None:
+    """Let a logger that has failed end in peace: what it still holds because of us cannot be written when it is closed."""
+    finalize = logger.finalize
+
+    def finalize_once(status: str) -> None:
+        del logger.finalize
+        with suppress(Exception):
+            finalize(status)
+
+    logger.finalize = finalize_once
 
 
 def mark_resumed(loggers: Iterable[Any], step: int) -> None:

@@ -383,10 +383,19 @@ class Session:
             write()
         except Exception as error:
             self._broken_loggers.add(id(logger))
+            _loggers.excuse(logger)
+            origin = _origin(error)
             warnings.warn(
-                f"{type(logger).__name__} failed and gets no more measurements: {type(error).__name__}: {error}",
+                f"{type(logger).__name__} failed and gets no more measurements: {type(origin).__name__}: {origin}",
                 stacklevel=2,
             )
+
+
+def _origin(error: BaseException) -> BaseException:
+    """What began it: of a full disk Lightning's logger says only that a value could not be logged."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 #: What the leader's hooks do for all monitors.

@@ -81,7 +81,7 @@ def train(folder: Path, pipe: int) -> None:
     ]
     made = trainer(
         callbacks, max_steps=STEPS, logger=TensorBoardLogger(folder, name="", version="events"), enable_checkpointing=True,
-        log_every_n_steps=1, check_val_every_n_epoch=3,
+        log_every_n_steps=10, check_val_every_n_epoch=3,
     )  # fmt: skip
     made.fit(Scalars(), Batches(), loader(16, seed=1), ckpt_path=last_checkpoint(folder))
     os.write(pipe, b"done\n")
