@@ -119,6 +119,7 @@ class GrokkingDetector(Monitor):
         self._unheard: dict[str, int] = {}
         # Whether what the module logs can be accuracies; percentages cannot be told from them at first.
         self._logs_shares = True
+        self._unannounced: list[str] = []
 
     def bind(self, view: ModelView) -> None:
         """Check that there is something to judge the run by."""
@@ -129,6 +130,7 @@ class GrokkingDetector(Monitor):
         self._sources = {}
         self._logged = {}
         self._unheard = {}
+        self._unannounced = []
 
     def _can_measure(self, split: Split, view: ModelView) -> bool:
         is_named = self.metric_names[split] is not None
@@ -179,16 +181,20 @@ class GrokkingDetector(Monitor):
 
     def analyse(self, history: History, step: int) -> Mapping[str, float | Tensor]:
         """Feed the tracker what is new, and report the events that it establishes."""
-        events: list[str] = []
-        self._check_shares(history)
-        self._check_names(history, step)
-        for split in SPLITS:
-            events += self._feed(split, history)
+        self.follow(history, step)
+        events, self._unannounced = self._unannounced, []
         for event in events:
             self.announce(self._sentence(event))
         if events and self.should_stop and self.session is not None:
             self.session.trainer.should_stop = True
         return self._steps() if events else {}
+
+    def follow(self, history: History, step: int) -> None:
+        """Feed the tracker what is new; another monitor that goes by it may need it to before this one's turn comes."""
+        self._check_shares(history)
+        self._check_names(history, step)
+        for split in SPLITS:
+            self._unannounced += self._feed(split, history)
 
     def _feed(self, split: Split, history: History) -> list[str]:
         source = self._source(split, history)
