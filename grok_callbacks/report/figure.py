@@ -7,33 +7,25 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from grok_callbacks.history import History, Series
+from grok_callbacks.measures import Chart, group_by_chart
 from grok_callbacks.report.summary import RunSummary, summarize
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["run_figure"]
+__all__ = ["COLORS", "INK", "charts_of", "draw_accuracies", "draw_chart", "mark_events", "run_figure", "set_step_axis"]
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+# Okabe and Ito's palette, which colour-blind readers can tell apart; without its black, which dark pages swallow.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
+#: Colour of what is neither a curve nor an event.
+INK = "#000000"
 _EVENT_STYLES = {
     "memorized": ("#D55E00", "memorised"),
     "onset": ("#999999", "onset"),
     "generalized": ("#009E73", "generalised"),
 }
-_TITLES = {
-    "norm": "Weight norm", "weight_entropy": "Weight entropy (nats)", "spectral_entropy": "Spectral entropy (nats)",
-    "effective_rank": "Effective rank", "lmn": "Linear mapping number", "sparsity": "Activation sparsity",
-    "circuit_complexity": "Circuit complexity (nats)", "robustness": "Matrix information (nats)",
-    "commutativity": "Commutativity", "complexity": "Rate-distortion complexity", "li2": "Li2", "loss": "Loss",
-    "representation": "Representation", "forecast": "Forecast", "group_law": "Group laws",
-}  # fmt: skip
-_MOST_CURVES = len(_COLORS)
-# Families with one quantity of many layers, which belong on one axis whatever their sizes.
-_LAYERWISE = frozenset({"norm", "weight_entropy", "spectral_entropy", "effective_rank", "sparsity", "lmn"})
-# Sizes that can share a linear axis.
-_SCALE_RATIO = 20.0
+_MOST_CURVES = len(COLORS)
 
 
 def run_figure(history: History, title: str = "", *, summary: RunSummary | None = None, prefix: str = "grok") -> Figure:
@@ -61,81 +53,89 @@ def run_figure(history: History, title: str = "", *, summary: RunSummary | None 
     from matplotlib.figure import Figure
 
     summary = summary or summarize(history, prefix=prefix)
-    families = _families(history, prefix)
-    if not families and not summary.accuracies:
+    charts = charts_of(history, prefix)
+    if not charts and not summary.accuracies:
         raise ValueError(f"`history` holds no key that begins with {prefix!r}; was the run monitored?")
-    heights = [1.5] * bool(summary.accuracies) + [1.0] * len(families)
+    heights = [1.5] * bool(summary.accuracies) + [1.0] * len(charts)
     # The object-oriented interface: pyplot would keep the figure alive and could open a window.
     figure = Figure(figsize=(9, 0.9 + 1.45 * sum(heights)), layout="constrained")
     axes = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     panels = list(axes)
     if summary.accuracies:
-        _draw_accuracies(panels.pop(0), summary)
-    for panel, (family, curves) in zip(panels, families.items(), strict=True):
-        _draw_family(panel, family, curves)
+        accuracies = panels.pop(0)
+        draw_accuracies(accuracies, summary)
+        accuracies.set_ylabel("Accuracy")
+        accuracies.legend(loc="center left", fontsize=8, frameon=False)
+    for panel, (chart, curves) in zip(panels, charts.items(), strict=True):
+        shown = draw_chart(panel, curves)
+        panel.set_ylabel(_in_lines(chart.title), fontsize=8, parse_math=False)
+        _add_legend(panel, shown, len(curves))
     for panel in axes:
-        _mark_events(panel, summary)
+        mark_events(panel, summary)
     _label_events(axes[0], summary)
-    _set_step_axis(axes[-1], history)
-    figure.suptitle(f"{title}\n{summary.verdict}" if title else summary.verdict, fontsize=11)
+    set_step_axis(axes[-1], history)
+    axes[-1].set_xlabel("Optimiser steps (logarithmic; the first point is the network before training)", fontsize=9)
+    figure.suptitle(f"{title}\n{summary.verdict}" if title else summary.verdict, fontsize=11, parse_math=False)
     return figure
 
 
-def _families(history: History, prefix: str) -> dict[str, dict[str, Series]]:
-    """Curves by family of measures, in the order in which they came; accuracies and events have places of their own."""
-    families: dict[str, dict[str, Series]] = {}
-    for key, series in history.items():
-        parts = key.split("/")
-        is_error = parts[-1].endswith("_se") or (len(parts) > 1 and parts[1].endswith(("_std", "_standard_error")))
-        if parts[0] != prefix or len(parts) < 2 or parts[1] in ("accuracy", "onset") or is_error:
-            continue
-        if any(math.isfinite(value) for value in series.values):
-            families.setdefault(parts[1], {})["/".join(parts[2:]) or "all"] = series
-    return {title: curves for family, members in families.items() for title, curves in _split_by_scale(family, members).items()}
+def charts_of(history: History, prefix: str = "grok") -> dict[Chart, dict[str, Series]]:
+    """Finite curves by the axes they share, in the order in which they came; accuracies and events have places of their own."""
+    charts = {
+        chart: {name: history[key] for name, key in keys.items() if any(map(math.isfinite, history[key].values))}
+        for chart, keys in group_by_chart(history, prefix).items()
+        if chart.family not in ("accuracy", "onset")
+    }
+    return {chart: curves for chart, curves in charts.items() if curves}
 
 
-def _split_by_scale(family: str, curves: dict[str, Series]) -> dict[str, dict[str, Series]]:
-    """A panel for each order of magnitude, since one curve at 400 makes a flat line of another at 2."""
-    sizes = {name: max(abs(value) for value in series.values if math.isfinite(value)) for name, series in curves.items()}
-    if family in _LAYERWISE or all(value > 0 for series in curves.values() for value in series.values if math.isfinite(value)):
-        return {family: curves}
-    groups: list[list[str]] = []
-    for name in sorted(curves, key=lambda name: sizes[name]):
-        if groups and sizes[name] <= _SCALE_RATIO * max(sizes[groups[-1][0]], 1e-12):
-            groups[-1].append(name)
-        else:
-            groups.append([name])
-    panels: dict[str, dict[str, Series]] = {}
-    for number, names in enumerate(groups):
-        title = family if number == 0 else f"{family}/{names[0]}" if len(names) == 1 else f"{family}/larger {number}"
-        panels[title] = {name: curves[name] for name in curves if name in names}
-    return panels
-
-
-def _draw_accuracies(axes: Axes, summary: RunSummary) -> None:
-    for (name, series), color in zip(summary.accuracies.items(), _COLORS[1::-1], strict=False):
+def draw_accuracies(axes: Axes, summary: RunSummary) -> None:
+    """Training and validation accuracy."""
+    for (name, series), color in zip(summary.accuracies.items(), COLORS[1::-1], strict=False):
         axes.plot(_positions(series), series.values, color=color, label=name, linewidth=1.8)
     axes.set_ylim(-0.03, 1.05)
-    axes.set_ylabel("Accuracy")
-    axes.legend(loc="center left", fontsize=8, frameon=False)
     axes.grid(alpha=0.25)
 
 
-def _draw_family(axes: Axes, family: str, curves: Mapping[str, Series]) -> None:
+def draw_chart(axes: Axes, curves: Mapping[str, Series]) -> dict[str, str]:
+    """Draw curves.
+
+    Returns:
+        The names of the curves that are shown, with their colours.
+    """
     # With many layers, show those that change most: the others say little, and no one can read twenty lines.
-    shown = sorted(curves, key=lambda name: -_relative_change(curves[name]))[:_MOST_CURVES]
-    for color, name in zip(_COLORS, [name for name in curves if name in shown], strict=False):
-        axes.plot(_positions(curves[name]), curves[name].values, color=color, label=name, linewidth=1.4)
-    family, _, rest = family.partition("/")
-    title = _TITLES.get(family, family.replace("_", " ").capitalize()) if not rest else rest.replace("_", " ").capitalize()
-    axes.set_ylabel(title.replace(" (", "\n("), fontsize=8)
+    most = sorted(curves, key=lambda name: -_relative_change(curves[name]))[:_MOST_CURVES]
+    shown = dict(zip([name for name in curves if name in most], COLORS, strict=False))
+    for name, color in shown.items():
+        axes.plot(_positions(curves[name]), curves[name].values, color=color, linewidth=1.4)
     axes.tick_params(labelsize=8)
     axes.grid(alpha=0.25)
-    more = f"{len(curves) - len(shown)} more not shown" if len(curves) > len(shown) else None
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7, frameon=False, title=more, title_fontsize=7)
     values = [value for series in curves.values() for value in series.values if math.isfinite(value)]
     if min(values) > 0 and max(values) / min(values) > 300:
         axes.set_yscale("log")
+    return shown
+
+
+def _in_lines(title: str) -> str:
+    """A title that fits beside a panel."""
+    lines = [""]
+    for word in title.split(" "):
+        if len(lines[-1]) + len(word) > 18 or word.startswith("("):
+            lines.append("")
+        lines[-1] = f"{lines[-1]} {word}".strip()
+    return "\n".join(filter(None, lines))
+
+
+def _add_legend(axes: Axes, shown: Mapping[str, str], number: int) -> None:
+    more = f"{number - len(shown)} more not shown" if number > len(shown) else None
+    # Names are given afterwards, since matplotlib reads more into a leading underscore or two dollar signs.
+    legend = axes.legend(
+        axes.lines, ["-"] * len(shown), title=more,
+        loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7, frameon=False, title_fontsize=7,
+    )  # fmt: skip
+    for text, name in zip(legend.get_texts(), shown, strict=True):
+        text.set_parse_math(False)
+        text.set_text(name)
 
 
 def _relative_change(series: Series) -> float:
@@ -150,7 +150,8 @@ def _positions(series: Series) -> list[float]:
     return [max(float(step), 0.5) for step in series.steps]
 
 
-def _mark_events(axes: Axes, summary: RunSummary) -> None:
+def mark_events(axes: Axes, summary: RunSummary) -> None:
+    """A line at each event."""
     for event, step in summary.steps.items():
         if step is not None:
             color, _ = _EVENT_STYLES[event]
@@ -178,10 +179,10 @@ def _label_events(axes: Axes, summary: RunSummary) -> None:
         )
 
 
-def _set_step_axis(axes: Axes, history: History) -> None:
+def set_step_axis(axes: Axes, history: History) -> None:
+    """A logarithmic axis with a place for step 0."""
     last = max((series.steps[-1] for series in history.values() if series.steps), default=1)
     axes.set_xscale("log")
     axes.set_xlim(0.45, max(last, 1) * 1.05)
     decades: Sequence[int] = [10**exponent for exponent in range(math.floor(math.log10(max(last, 1))) + 1)]
     axes.set_xticks([0.5, *decades], ["0", *[f"{decade:,}" for decade in decades]])
-    axes.set_xlabel("Optimiser steps (logarithmic; the first point is the network before training)", fontsize=9)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 from lightning.pytorch.loggers import CSVLogger
@@ -117,6 +118,10 @@ def test_no_accuracies_no_verdict():
     assert summarize(history).outcome is None
 
 
+def legend_of(axes):
+    return [text.get_text() for text in axes.get_legend().get_texts()]
+
+
 def test_figure_has_a_panel_a_family_and_marks_every_event():
     figure = run_figure(grokking_history(), title="run")
     accuracy, norm = figure.axes  # A family of nothing but NaN has no panel.
@@ -126,8 +131,8 @@ def test_figure_has_a_panel_a_family_and_marks_every_event():
         marks = [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == "--"]
         assert marks == [20, 200, 500]
     assert "grokked" in figure._suptitle.get_text() or "Grokking" in figure._suptitle.get_text()
-    curves = {line.get_label(): line for line in norm.lines if line.get_linestyle() == "-"}
-    assert set(curves) == {"all", "weight"}
+    curves = dict(zip(legend_of(norm), norm.lines, strict=False))
+    assert list(curves) == ["all", "weight"]
     assert curves["all"].get_ydata()[-1] == pytest.approx(10 / 1001)
     assert curves["all"].get_xdata()[0] > 0, "step 0 has a place on the logarithmic axis"
 
@@ -137,11 +142,25 @@ def test_figure_of_many_layers_shows_those_that_change(tmp_path):
     for step in (0, 10, 100):
         history.add(step, {f"grok/sparsity/layer{i}": 0.5 + i * step / 1e4 for i in range(20)})
     (axes,) = run_figure(history).axes
-    shown = {line.get_label() for line in axes.lines}
-    assert shown == {f"layer{i}" for i in range(12, 20)}
-    assert "12 more" in axes.get_legend().get_title().get_text()
+    assert legend_of(axes) == [f"layer{i}" for i in range(13, 20)]
+    assert "13 more" in axes.get_legend().get_title().get_text()
     run_figure(history).savefig(tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+def test_names_are_shown_as_they_are(tmp_path):
+    history = History()
+    names = ["_private", r"a$\frac{$b", "<script>", "50%", "\u96ea"]
+    for step in (0, 10):
+        history.add(step, {f"grok/norm/{name}": 1.0 + step for name in names})
+    figure = run_figure(history, title=r"runs/$\nonsense{$_1")
+    assert legend_of(figure.axes[0]) == names
+    history = History()
+    history.add(0, {r"grok/my_$own$_$\bad{$": 1.0})
+    for drawn in (figure, run_figure(history)):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph .* missing")
+            drawn.savefig(tmp_path / "figure.png")
 
 
 def test_figure_of_an_unmonitored_run_is_refused():
