@@ -1,0 +1,198 @@
+"""The forecast: a logistic regression for whether a run will grok, a linear one for when, and the shipped coefficients."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from grok_callbacks.forecast.features import FEATURES, MODES, Mode, extract
+from grok_callbacks.history import Series
+
+__all__ = ["ForecastModel", "Prediction", "Term"]
+
+_FORMAT = 1
+
+#: A feature further than this from its mean on the calibration runs, in standard deviations, counts as this far.
+_FURTHEST = 3.0
+
+
+@dataclass(frozen=True)
+class Term:
+    """How one feature enters: standardised by ``mean`` and ``scale``, then times a weight.
+
+    Args:
+        mean: Its mean over the calibration runs.
+        scale: Its standard deviation there.
+        log_odds: What one standard deviation adds to the log-odds of grokking.
+        log_wait: What one standard deviation adds to the logarithm of the remaining time.
+    """
+
+    mean: float
+    scale: float
+    log_odds: float
+    log_wait: float
+
+    def standardised(self, value: float) -> float:
+        """The feature in standard deviations; 0, which is neutral, where it is unknown."""
+        if not math.isfinite(value):
+            return 0.0
+        return max(-_FURTHEST, min(_FURTHEST, (value - self.mean) / self.scale))
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What is to be expected of a run that has memorised and not yet generalised.
+
+    Args:
+        probability: That it will grok.
+        lower: Step by which it will have generalised with a chance of 10%, if it does at all.
+        median: The same with an even chance.
+        upper: The same with 90%.
+        contributions: What each known feature adds to the log-odds, the largest first.
+        missing: Features that were not measured, which count as their mean.
+    """
+
+    probability: float
+    lower: float
+    median: float
+    upper: float
+    contributions: dict[str, float]
+    missing: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ForecastModel:
+    r"""Says how likely a run is to grok, and when, from its features.
+
+    .. math::
+        \text{log-odds} = a + \sum_k w_k z_k, \qquad
+        \ln \frac{\text{generalised step} - \text{step}}{\text{step}} = b + \sum_k v_k z_k + \varepsilon
+
+    with :math:`z_k` the standardised features. The interval takes the 10% and 90% quantiles of :math:`\varepsilon` on runs that
+    had no part in the fit (conformal prediction, by run), so it holds a generalising run's step in about 80% of the cases.
+
+    Args:
+        mode: ``"train"``: from training data alone; ``"inputs"``: from the answers to validation inputs as well.
+        terms: The features that it uses.
+        log_odds: The intercept a.
+        log_wait: The intercept b.
+        wait_quantiles: The quantiles of :math:`\varepsilon` that make the interval.
+        threshold: Probability from which on to give an alarm: 5% of the calibration runs that did not grok exceeded it in the
+            course of their training.
+        hopeless: Probability below which a run is hopeless.
+        hopeless_after: How many times the steps of memorising must have passed before a run can be hopeless.
+        wait: Steps after memorising before which there is nothing to go by.
+        patience: Consecutive measurements that an alarm or a verdict takes.
+        calibrated_on: What the coefficients come from.
+
+    Example:
+        >>> from grok_callbacks import History
+        >>> model = ForecastModel.load("train")
+        >>> history = History()
+        >>> history.add(100, {"grok/norm": 20.0})
+        >>> history.add(400, {"grok/norm": 10.0})
+        >>> prediction = model(history, step=400, memorized_step=100)
+        >>> 0 < prediction.probability < 1, 400 < prediction.lower < prediction.median < prediction.upper
+        (True, True)
+    """
+
+    mode: Mode
+    terms: Mapping[str, Term]
+    log_odds: float
+    log_wait: float
+    wait_quantiles: tuple[float, float, float]
+    threshold: float
+    hopeless: float
+    hopeless_after: float
+    wait: int
+    patience: int
+    calibrated_on: str
+
+    @classmethod
+    def load(cls, mode: Mode = "inputs") -> ForecastModel:
+        """The model that ships with the package.
+
+        Raises:
+            ValueError: If there is no such mode.
+        """
+        if mode not in MODES:
+            raise ValueError(f"`mode` must be one of {list(MODES)}, got {mode!r}.")
+        return _shipped(mode)
+
+    @classmethod
+    def from_json(cls, text: str) -> ForecastModel:
+        """The model that :meth:`to_json` wrote.
+
+        Raises:
+            ValueError: If the text is no such model, or one of features that this version does not know.
+        """
+        try:
+            data = json.loads(text)
+            if data.pop("format") != _FORMAT:
+                raise ValueError("another format")
+            terms = {name: Term(**term) for name, term in data.pop("terms").items()}
+            quantiles = tuple(float(value) for value in data.pop("wait_quantiles"))
+            model = cls(terms=terms, wait_quantiles=quantiles, **data)  # type: ignore[arg-type]
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"`text` is no forecast model: {error}.") from error
+        unknown = sorted(set(terms) - set(FEATURES))
+        if unknown or model.mode not in MODES or len(quantiles) != 3:
+            raise ValueError(f"`text` is no forecast model of this version: it has the features {unknown}.")
+        return model
+
+    def to_json(self) -> str:
+        """The model as text that a person can read."""
+        data = {"format": _FORMAT, **asdict(self), "terms": {name: asdict(term) for name, term in self.terms.items()}}
+        return json.dumps(_rounded(data), indent=2) + "\n"
+
+    def predict(self, features: Mapping[str, float], step: int) -> Prediction:
+        """The forecast at ``step``.
+
+        Args:
+            features: What :func:`~grok_callbacks.forecast.extract` gave; what is missing or not finite counts as its mean.
+            step: The step at which they were taken.
+        """
+        standardised = {name: term.standardised(features.get(name, math.nan)) for name, term in self.terms.items()}
+        missing = tuple(name for name in self.terms if not math.isfinite(features.get(name, math.nan)))
+        added = {name: self.terms[name].log_odds * z for name, z in standardised.items() if name not in missing}
+        log_wait = self.log_wait + sum(self.terms[name].log_wait * z for name, z in standardised.items())
+        lower, median, upper = (max(step, 1) * (1 + math.exp(log_wait + quantile)) for quantile in self.wait_quantiles)
+        return Prediction(
+            probability=_sigmoid(self.log_odds + sum(added.values())),
+            lower=lower,
+            median=median,
+            upper=upper,
+            contributions=dict(sorted(added.items(), key=lambda item: -abs(item[1]))),
+            missing=missing,
+        )
+
+    def __call__(self, history: Mapping[str, Series], step: int, memorized_step: int, prefix: str = "grok") -> Prediction:
+        """The forecast from what was measured up to ``step``."""
+        return self.predict(extract(history, step, memorized_step, self.mode, prefix), step)
+
+
+@cache
+def _shipped(mode: Mode) -> ForecastModel:
+    text = resources.files("grok_callbacks.forecast").joinpath(f"{mode}.json").read_text(encoding="utf-8")
+    return ForecastModel.from_json(text)
+
+
+def _sigmoid(value: float) -> float:
+    if value >= 0:
+        return 1.0 / (1.0 + math.exp(-value))
+    exponential = math.exp(value)
+    return exponential / (1.0 + exponential)
+
+
+def _rounded(value: Any) -> Any:
+    """Six significant digits, which is more than calibration knows."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, (list, tuple)) else value
