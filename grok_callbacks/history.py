@@ -69,6 +69,10 @@ class History(Mapping[str, Series]):
     def __getitem__(self, key: str) -> Series:
         return self._series[key]
 
+    def __contains__(self, key: object) -> bool:
+        # Mapping's own asks by exception, which is slow where dozens of names are looked for every epoch.
+        return key in self._series
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._series)
 

@@ -169,7 +169,7 @@ class GrokkingDetector(Monitor):
 
     def logged_metrics_wanted(self, available: Mapping[str, Any]) -> Iterable[str]:
         """The training and validation metric, if the module logs them."""
-        self._available = sorted(available)
+        self._available = list(available)
         names = [self._find(split, available) for split in SPLITS]
         return [name for name in names if name is not None]
 
@@ -229,7 +229,7 @@ class GrokkingDetector(Monitor):
                     continue
                 warnings.warn(
                     f"{self.label}: the metric of `{split}_metric`, {name!r}, has not been logged so far, so nothing is judged "
-                    f"by it. Logged are {[key for key in self._available if not key.startswith(f'{self.prefix}/')]}.",
+                    f"by it. Logged are {[key for key in sorted(self._available) if not key.startswith(f'{self.prefix}/')]}.",
                     stacklevel=2,
                 )
 
