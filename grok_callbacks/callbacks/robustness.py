@@ -182,6 +182,7 @@ class RobustnessMonitor(Monitor):
         logits = run.logits
         if len(logits) != size:
             raise ValueError(f"Logits of shape {tuple(logits.shape)} are not one row for each of {size} samples.")
+        logits = logits.reshape(size, -1)  # A lone logit may come without a dimension of its own.
         values = {}
         for layer, sites in self._layers.items():
             features = [run.captured[site] for site in sites]

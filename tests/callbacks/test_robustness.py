@@ -59,6 +59,17 @@ def test_values_are_those_of_the_definition(alpha):
     assert set(values) == KEYS
 
 
+def test_one_number_a_sample_may_come_without_a_dimension_of_its_own():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 7), nn.Tanh(), nn.Linear(7, 1)), inputs()
+    measured = []
+    for targets in (torch.zeros(len(x), 1), torch.zeros(len(x))):
+        monitor = RobustnessMonitor(probe=Probe(train=(x, targets)), on_error="raise")
+        measured.append(Recorder(model, [monitor]).record(step=0))
+    assert measured[0] == measured[1]
+    assert len(measured[0]) == len(KEYS)
+
+
 def test_entropies_are_of_the_first_samples_and_the_gradient_of_all():
     model, x = network(), inputs()
     part, few, all_samples = (
