@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -23,6 +24,10 @@ class Ranks:
     A failure on one rank must not leave the others waiting in a collective. So every collective here begins with an agreement:
     each rank says whether it is well. A rank on which something failed says so once, from its error handler, and all raise.
 
+    Calling a sharded model is a collective too. A rank that is about to announces it, and those that wait for another
+    collective meanwhile take part with a pass of their own, whose result nobody uses. So ranks may split such passes among
+    them, and need not make as many.
+
     Args:
         device: Where the group's backend exchanges tensors.
     """
@@ -32,19 +37,28 @@ class Ranks:
         self.rank = dist.get_rank() if distributed else 0
         self.world_size = dist.get_world_size() if distributed else 1
         self.device = torch.device(device)
+        #: A pass through the sharded model, so that other ranks can make theirs.
+        self.take_part: Callable[[], object] | None = None
 
-    def agree(self, well: bool = True) -> None:
+    def agree(self, well: bool = True, *, calling: bool = False) -> None:
         """Go on only if every rank is well.
+
+        Args:
+            well: Whether this rank is.
+            calling: Whether what follows is a call of the sharded model.
 
         Raises:
             PeerError: On the ranks that are well, if another is not.
         """
-        if self.world_size == 1:
-            return
-        unwell = torch.tensor(0.0 if well else 1.0, device=self.device)
-        dist.all_reduce(unwell)
-        if well and unwell.item() > 0:
-            raise PeerError("The measurement failed on another rank.")
+        while self.world_size > 1:
+            said = torch.tensor([not well, calling], dtype=torch.float32, device=self.device)
+            dist.all_reduce(said)
+            unwell, callers = said.tolist()
+            if well and unwell:
+                raise PeerError("The measurement failed on another rank.")
+            if not callers or calling or self.take_part is None:
+                return
+            self.take_part()
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
         """The sum over ranks, on all of them."""

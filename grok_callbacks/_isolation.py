@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
+from grok_callbacks._sharding import reshard, unfinished_pass_forgotten
+
 __all__ = ["fingerprint", "isolated_rng", "observing", "untouched"]
 
 
@@ -63,6 +65,7 @@ def untouched(model: nn.Module, *, seed: int) -> Iterator[None]:
         model: The module that is looked at.
         seed: Starts the generators, so that a measure that draws random numbers is the same on every rank and after a resume.
     """
+    reshard(model)
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     with isolated_rng(seed=seed), torch.inference_mode(False), _restored_modes(model):
         for parameter, _ in gradients:
@@ -85,6 +88,7 @@ def observing(model: nn.Module, *, grad: bool = False) -> Iterator[None]:
     with ExitStack() as stack:
         # Lightning validates in inference mode, whose tensors could not be used for gradients, nor saved by a metric.
         stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(unfinished_pass_forgotten(model))
         stack.enter_context(torch.enable_grad() if grad else torch.no_grad())
         stack.enter_context(torch.autocast(_device_type(model), enabled=False))
         stack.enter_context(_eager())
@@ -106,6 +110,7 @@ def fingerprint(model: nn.Module, *, thorough: bool) -> list[int]:
         model: The module.
         thorough: Whether to add up every bit, at the price of a pass over the weights.
     """
+    reshard(model)
     tensors = [*model.parameters(), *model.buffers()]
     versions = [0 if tensor.is_inference() else tensor._version for tensor in tensors]
     if not thorough:

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map
 
 from grok_callbacks._distributed import Ranks
 from grok_callbacks._isolation import observing
+from grok_callbacks._sharding import is_sharded, own_piece, refuse_flat_shards, substituted
 from grok_callbacks.functional.spectral import flatten_matrix, singular_values
 from grok_callbacks.probe import Batch, Probe, Split
 from grok_callbacks.selection import clean_name, select
@@ -69,6 +70,9 @@ class ModelView:
         probe: Says how the model is called.
         samples: The probe's samples by split, on the CPU, or why they can't be had; monitors that need none don't mind.
         ranks: The process group.
+
+    Raises:
+        ValueError: If the model is sharded in a way in which weights can't be told from pieces of them.
     """
 
     def __init__(
@@ -80,6 +84,9 @@ class ModelView:
         self.ranks = ranks or Ranks()
         self.asked_for_samples = False
         self._requests: dict[Split, list[str]] = {"train": [], "validation": []}
+        refuse_flat_shards(model)
+        #: Whether ranks hold pieces of the weights (FSDP2).
+        self.is_sharded = is_sharded(model)
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -185,6 +192,17 @@ class ModelView:
     def _site_list(self) -> str:
         return ", ".join(self.sites[:60])
 
+    def announce_pass(self) -> None:
+        """Before a sharded model is called: the ranks that wait for something else take part in the pass."""
+        if self.is_sharded:
+            self.ranks.take_part = self._take_part
+            self.ranks.agree(calling=True)
+
+    def _take_part(self) -> None:
+        samples = self.require_samples("train").first(1).to(self.device, _floating_dtype(self.model))
+        with observing(self.model):
+            self.probe.call(self.model, samples.inputs)
+
 
 class Snapshot:
     """The model at one step, as all monitors see it: each thing is computed when first asked for, and once.
@@ -192,15 +210,26 @@ class Snapshot:
     Weights are named cleanly (no ``_orig_mod.``), detached, and shared with the model: reading them is free and writing them
     is forbidden. Probe passes run in eval mode and in the model's own precision without autocast, and leave no trace.
 
+    Of a model that is sharded over ranks (FSDP2) ``weights`` gathers one weight at a time, and all ranks must ask for it;
+    ``pieces`` has what this rank holds. Probe passes go through the sharded model, which never holds more of it in one place
+    than in training. Ranks may make different passes, and different numbers of them: those without work take part in
+    the others'.
+
     Args:
         view: The model and its probe.
         step: Optimiser steps taken.
+
+    Attributes:
+        weights: Whole weights by name.
+        pieces: This rank's part of each weight by name; the parts of all ranks make up its entries, each once. Where the model
+            is not sharded, the weights.
     """
 
     def __init__(self, view: ModelView, step: int) -> None:
         self.view = view
         self.step = step
         self.weights: Mapping[str, Tensor] = _Weights(view)
+        self.pieces: Mapping[str, Tensor] = _Pieces(view)
         self._spectra: dict[str, Tensor] = {}
         self._runs: dict[Split, Run] = {}
         self._batches: dict[Split, Batch] = {}
@@ -277,6 +306,10 @@ class Snapshot:
             The logits as returned by the model, and the captured tensors.
         """
         view = self.view
+        if view.is_sharded and grad:
+            # FSDP would take the backward pass for one of training's, and reduce gradients that are being accumulated.
+            raise ValueError("Gradients can't be taken through a model that is sharded by FSDP2.")
+        view.announce_pass()
         captured: dict[str, Tensor] = {}
         with observing(view.model, grad=grad), _hooked(view.model, replace or {}, capture, captured):
             # A copy, or a model that writes into its inputs would spoil the probe.
@@ -297,25 +330,37 @@ class Snapshot:
 
 
 class _Weights(Mapping[str, Tensor]):
-    """Weights by clean name, looked up one at a time: a sharded one is gathered when it is asked for, and not kept."""
+    """Weights by clean name, looked up one at a time: a sharded one is gathered when asked for, and kept till the next."""
 
     def __init__(self, view: ModelView) -> None:
         self._view = view
         self._parameters = view.parameters
+        self._gathered: tuple[str, Tensor] | None = None
 
     def __getitem__(self, name: str) -> Tensor:
         parameter = self._parameters[name].detach()
         if not hasattr(parameter, "full_tensor"):
             return parameter
-        # Gathering is a collective: all ranks must be here.
-        self._view.ranks.agree()
-        return parameter.full_tensor()  # type: ignore[no-any-return]
+        if self._gathered is None or self._gathered[0] != name:
+            self._gathered = None
+            # Gathering is a collective: all ranks must be here.
+            self._view.ranks.agree()
+            self._gathered = name, parameter.full_tensor()
+        return self._gathered[1]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._parameters)
 
     def __len__(self) -> int:
         return len(self._parameters)
+
+
+class _Pieces(_Weights):
+    """What this rank holds of each weight."""
+
+    def __getitem__(self, name: str) -> Tensor:
+        parameter = self._parameters[name].detach()
+        return own_piece(parameter) if self._view.is_sharded else parameter
 
 
 class _Caller(nn.Module):
@@ -333,12 +378,13 @@ class _Caller(nn.Module):
 def _call(view: ModelView, inputs: Any, weights: Mapping[str, Tensor] | None) -> Tensor:
     if not weights:
         return view.probe.call(view.model, inputs)
-    if any(hasattr(parameter, "full_tensor") for parameter in view.model.parameters()):
-        raise ValueError("Weights of a model that is sharded by FSDP cannot be substituted.")
     raw_names = {clean_name(name): name for name, _ in view.model.named_parameters()}
     unknown = [name for name in weights if name not in raw_names]
     if unknown:
         raise ValueError(f"`weights`: the model has no parameters {unknown}.")
+    if view.is_sharded:
+        with substituted(view.model, {raw_names[name]: weight for name, weight in weights.items()}):
+            return view.probe.call(view.model, inputs)
     substitutes = {f"model.{raw_names[name]}": weight for name, weight in weights.items()}
     return functional_call(_Caller(view), substitutes, (inputs,))  # type: ignore[no-any-return]
 

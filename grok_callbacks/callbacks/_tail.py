@@ -27,8 +27,11 @@ def tail_after(view: ModelView, site: str) -> nn.Sequential | None:
     tensor by these layers. Operations between layers that are no modules (a reshape, an addition) break the chain.
 
     Returns:
-        The layers, themselves and no copies, or ``None``.
+        The layers, themselves and no copies, or ``None``; also for a model sharded by FSDP2, whose layers can't be called
+        alone.
     """
+    if view.is_sharded:
+        return None
     calls: list[tuple[nn.Module, Tensor | None, Any]] = []
 
     def remember(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:

@@ -28,9 +28,9 @@ class CircuitComplexityMonitor(Monitor):
     each, little changes; where the predictions hang on fine-tuned details, much does. One mask is noisy, so several are drawn.
 
     Pruned copies are substituted in the forward pass and nothing is written: the weights stay bit-identical, tied ones too.
-    Where that cannot work (weights sharded by FSDP, or frozen into a scripted model) it is refused when fitting starts, as is a
-    layer that the model does not call, whose pruning would seem harmless. Outputs are read as logits of a softmax, also under
-    a squared loss, as the paper does.
+    Where that cannot work (weights split by tensor parallelism, or frozen into a scripted model) it is refused when fitting
+    starts, as is a layer that the model does not call, whose pruning would seem harmless. Outputs are read as logits of a
+    softmax, also under a squared loss, as the paper does.
 
     A layer is a weight of two or more dimensions, called by its module if the parameter's name is ``weight`` (``mlp.2``), and
     by the parameter's own name otherwise (``lstm.weight_hh_l0``).
@@ -40,8 +40,9 @@ class CircuitComplexityMonitor(Monitor):
     | `grok/circuit_complexity/{layer}` | mean over the masks, in nats |
     | `grok/circuit_complexity_std/{layer}` | standard deviation over the masks (``repeats`` of at least 2) |
 
-    Cost: two forward passes of the probe a layer, the second batched over all masks but one; with less memory more, up to one a
-    mask. Ranks share the masks out and sum the results. A 64-200-200-10 network takes 3 to 5 ms a layer on one core.
+    Cost: two forward passes of the probe a layer, the second batched over all masks but one; with less memory, and under FSDP2,
+    more, up to one a mask. Ranks share the masks out and sum the results. A 64-200-200-10 network takes 3 to 5 ms a layer on
+    one core.
 
     Source: Golechha 2024 (arXiv 2405.12755). The paper's sum over samples is the mean times their number; Bernoulli masks and
     their repetition are our choice.
@@ -132,7 +133,9 @@ class CircuitComplexityMonitor(Monitor):
             def logits_with(weights: dict[str, Tensor]) -> Tensor:
                 return snapshot.forward(weights=weights).logits
 
-            pruned = pruned_logits(logits_with, name, weight, masks, self.memory_limit)
+            # FSDP's hooks can't be batched over.
+            limit = 1 if snapshot.view.is_sharded else self.memory_limit
+            pruned = pruned_logits(logits_with, name, weight, masks, limit)
             align, targets = snapshot.view.probe.align, snapshot.batch().targets
             metric.update(snapshot.logits(), torch.stack([align(logits, targets)[0] for logits in pruned]), share)
         # What is summed is the metric's state, so that every rank's checkpoint holds the whole.

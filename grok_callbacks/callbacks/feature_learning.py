@@ -266,7 +266,7 @@ class _Feedback:
         with torch.enable_grad():
             reduction = _Reduction.of(snapshot, logits, aligned)
             residual = -_slope(snapshot, logits, aligned) / reduction.scale
-            if any(hasattr(parameter, "full_tensor") for parameter in snapshot.view.model.parameters()):
+            if snapshot.view.is_sharded:
                 # FSDP acts in the backward pass, which is therefore done by hand.
                 rest = residual.reshape(len(logits), -1)[chosen]
                 return cls(features.flatten(0, -2)[rows], outputs[chosen], rest, None, reduction)

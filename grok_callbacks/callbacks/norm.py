@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from grok_callbacks.callbacks.monitor import Monitor
@@ -27,7 +28,8 @@ class NormMonitor(Monitor):
     | `grok/norm` | norm of all chosen parameters together |
     | `grok/norm/{param}` | norm of one parameter |
 
-    Cost: one pass over the weights. Source: Liu et al. 2023 (arXiv 2310.05918), Golechha 2024 (arXiv 2405.12755).
+    Cost: one pass over the weights; under FSDP2 over this rank's shards, whose norms are then gathered, and never a weight.
+    Source: Liu et al. 2023 (arXiv 2310.05918), Golechha 2024 (arXiv 2405.12755).
 
     Args:
         parameters: Globs of parameter names; all by default.
@@ -59,12 +61,11 @@ class NormMonitor(Monitor):
 
     def measure(self, snapshot: Snapshot) -> Mapping[str, float | Tensor]:
         """Norms in float64, each weight looked up once."""
-        total = self._metrics[_TOTAL]
-        total.reset()
-        values: dict[str, Tensor] = {}
-        for name, metric in self._metrics.items():
-            if name != _TOTAL:
-                weight = snapshot.weights[name]
-                total.update(weight)
-                values[f"norm/{name}"] = self.evaluate(metric, weight)
-        return {"norm": total.compute(), **values}
+        parts = {name: self.evaluate(metric, snapshot.pieces[name]) for name, metric in self._metrics.items() if name != _TOTAL}
+        norms = torch.stack([part.cpu() for part in parts.values()])
+        if snapshot.view.is_sharded:
+            # The norm of all pieces is the norm of their norms.
+            shares = torch.stack(snapshot.ranks.gather(norms), 1)
+            norms = torch.stack([self.evaluate(self._metrics[name], share) for name, share in zip(parts, shares, strict=True)])
+        total = self.evaluate(self._metrics[_TOTAL], norms)
+        return {"norm": total, **{f"norm/{name}": norm for name, norm in zip(parts, norms, strict=True)}}

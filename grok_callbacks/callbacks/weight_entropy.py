@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from grok_callbacks.callbacks.monitor import Monitor
@@ -24,7 +25,8 @@ class WeightEntropyMonitor(Monitor):
     |---|---|
     | `grok/weight_entropy/{param}` | entropy in nats of one weight matrix |
 
-    Cost: one pass over the weights. Source: Golechha 2024 (arXiv 2405.12755).
+    Cost: one pass over the weights; under FSDP2 over this rank's shards, whose entropies are then summed.
+    Source: Golechha 2024 (arXiv 2405.12755).
 
     Args:
         parameters: Globs of parameter names with two or more dimensions; all such by default. Biases are left out.
@@ -54,6 +56,10 @@ class WeightEntropyMonitor(Monitor):
 
     def measure(self, snapshot: Snapshot) -> Mapping[str, float | Tensor]:
         """Entropy of each matrix in float64."""
-        return {
-            f"weight_entropy/{name}": self.evaluate(metric, snapshot.weights[name]) for name, metric in self._metrics.items()
-        }
+        entropies = torch.stack([self.evaluate(metric, snapshot.pieces[name]).cpu() for name, metric in self._metrics.items()])
+        if snapshot.view.is_sharded:
+            entropies = snapshot.ranks.all_reduce(entropies).cpu()
+            for metric, entropy in zip(self._metrics.values(), entropies, strict=True):
+                # What is summed is the metric's state, so that every rank's checkpoint holds the whole.
+                metric.entropy = entropy
+        return {f"weight_entropy/{name}": entropy for name, entropy in zip(self._metrics, entropies, strict=True)}
