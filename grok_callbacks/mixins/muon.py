@@ -32,8 +32,9 @@ class MuonMixin(Mixin):
     checkpoint is refused, its weights can be loaded alone. Works with manual optimisation, and there with several optimizers.
 
     Args:
-        lr: Muon's learning rate where the schedule has its base value; it follows the schedule's shape. By default the
-            group's own, which suits ``adjust_lr_fn="match_rms_adamw"``.
+        lr: Muon's learning rate where the schedule has its base value (the group's ``initial_lr``: of ``OneCycleLR`` that is
+            where it begins, a 25th of its highest); it follows the schedule's shape. By default the group's own, which suits
+            ``adjust_lr_fn="match_rms_adamw"``.
         momentum: Momentum.
         weight_decay: Decoupled weight decay. By default the group's own, which Muon decouples even if the rest does not, or 0
             where it has none.
@@ -179,7 +180,7 @@ class MuonWithRest(Optimizer):
         self._muon = torch.optim.Muon(list(matrices), **muon)
         super().__init__(rest.param_groups, rest.defaults)
         self.state.update(rest.state)
-        self._share_state()
+        self._share()
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of both."""
@@ -189,12 +190,14 @@ class MuonWithRest(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._follow_rest()
         for optimizer, groups in ((self._rest, self._groups_of_rest()), (self._muon, self._groups_of_muon())):
             optimizer.param_groups = groups
             optimizer.step()
         # Some optimizers keep counts and estimates in their groups.
         for group, stepped in zip(self.param_groups, self._rest.param_groups, strict=True):
-            group.update({key: value for key, value in stepped.items() if key != "params"})
+            group.update(_settings(stepped))
+        self._share()
         return loss
 
     vars(step)["_wrapped_by_lr_sched"] = True
@@ -206,6 +209,13 @@ class MuonWithRest(Optimizer):
         # Saved with the state, so that a checkpoint of another run is recognised.
         group[_GROUP_KEY] = [index for index, parameter in enumerate(group["params"]) if parameter in self._matrices]
         group.setdefault("initial_lr", group["lr"])
+        if hasattr(self, "_seen"):
+            self._share()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of both."""
+        self._follow_rest()
+        return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up a state saved by one with the same matrices.
@@ -220,18 +230,26 @@ class MuonWithRest(Optimizer):
                 "taken up. Load the weights alone."
             )
         super().load_state_dict(state_dict)
-        self._share_state()
+        self._share()
 
     def __getstate__(self) -> dict[str, Any]:
         """All of it; the base class would leave out what it does not know."""
-        own = ("_rest", "_muon", "_matrices", "_lr", "_weight_decay")
+        own = ("_rest", "_muon", "_matrices", "_lr", "_weight_decay", "_seen")
         return {**super().__getstate__(), **{name: self.__dict__[name] for name in own}}
 
-    def _share_state(self) -> None:
+    def _share(self) -> None:
         # Their parameters are disjoint, so one dictionary serves all three, and saving and loading need know of one only.
         self._rest.state = self._muon.state = self.state
+        self._rest.param_groups = self._groups_of_rest()
+        self._seen = [_settings(group) for group in self._rest.param_groups]
         if isinstance(self._rest, MuonWithRest):
-            self._rest._share_state()
+            self._rest._share()
+
+    def _follow_rest(self) -> None:
+        """Take up what was set in the given optimizer's groups, as by a scheduler that the module keeps to itself."""
+        for group, rest, seen in zip(self.param_groups, self._rest.param_groups, self._seen, strict=True):
+            group.update({key: value for key, value in _settings(rest).items() if key not in seen or value != seen[key]})
+        self._seen = [_settings(group) for group in self._rest.param_groups]
 
     def _groups_of_rest(self) -> list[dict[str, Any]]:
         return [
@@ -247,6 +265,10 @@ class MuonWithRest(Optimizer):
             params = [parameter for parameter in group["params"] if parameter in self._matrices]
             groups.append({**self._muon.defaults, "params": params, "lr": lr, "weight_decay": decay})
         return groups
+
+
+def _settings(group: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in group.items() if key != "params"}
 
 
 def _relative(value: float | Tensor, base: float | Tensor) -> float:

@@ -139,6 +139,29 @@ def test_groups_and_schedules_stay_those_of_the_user(form):
     assert len(muon["params"]) == 2
 
 
+class Kept(Mlp):
+    """Keeps its optimizer and a scheduler to itself, and sets learning rates through them."""
+
+    def configure_optimizers(self):
+        self.kept = torch.optim.AdamW(self.parameters(), lr=0.05)
+        self.schedule = torch.optim.lr_scheduler.StepLR(self.kept, 1, 0.5)
+        return self.kept
+
+    def on_train_batch_end(self, *_):
+        self.schedule.step()
+
+
+def test_an_optimizer_that_the_module_keeps_goes_on_setting_rates(tmp_path):
+    steps = 0
+    for epochs in (1, 2):
+        path = tmp_path / "last.ckpt" if steps else None
+        trainer = fit(with_mixins(Kept(), MuonMixin()), max_epochs=epochs, ckpt_path=path)
+        assert trainer.optimizers[0].param_groups[0]["lr"] == 0.05 * 0.5 ** (trainer.global_step - 1)
+        trainer.save_checkpoint(tmp_path / "last.ckpt")
+        steps = trainer.global_step
+        assert trainer.optimizers[0].state_dict()["param_groups"][0]["lr"] == 0.05 * 0.5**steps
+
+
 def test_resumes_exactly(tmp_path):
     def run(**settings):
         torch.manual_seed(0)
