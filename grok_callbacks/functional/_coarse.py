@@ -5,7 +5,7 @@ from __future__ import annotations
 import bz2
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -45,6 +45,8 @@ _FACTOR_EXPONENTS = (-8, 16)
 _QUARTERS = 4
 # Bits that the scale of a pair of singular vectors takes, about.
 _SCALE_BITS = 2.0
+# Leading bits of the codes that are counted for a prediction.
+_COUNTED_BITS = 11
 # Bits of an array of zeros.
 _ZERO_BITS = 8.0
 _LEFT, _RIGHT = 1, 2
@@ -342,6 +344,15 @@ def entries(tensors: Sequence[Tensor]) -> list[Entry]:
     return found
 
 
+@dataclass(frozen=True)
+class _Measured:
+    """One tensor under a plan: bits (for the paper's encoding those beside the counted codes), squared error, counts."""
+
+    bits: float
+    error: float
+    counts: tuple[int, Tensor] | None
+
+
 @dataclass
 class Network:
     """A dict of weights, ready to be coarse-grained many times: one SVD per matrix."""
@@ -350,7 +361,7 @@ class Network:
     encoding: str
     entries: list[Entry] = field(init=False)
     matrices: dict[int, Matrix] = field(init=False)
-    _measured: dict[tuple[int, int | None, float, int], tuple[float, float]] = field(init=False, default_factory=dict)
+    _measured: dict[tuple[int, int | None, float, int], _Measured] = field(init=False, default_factory=dict)
     _contexts: dict[tuple[int, bool, int], int] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -368,6 +379,11 @@ class Network:
         """Whether all numbers are finite, and within what float32 holds the products of."""
         return all(bool((matrix.values.abs() <= _LARGEST).all()) for matrix in self.matrices.values())
 
+    @cached_property
+    def peak(self) -> float:
+        """Largest magnitude that is rounded, singular values included."""
+        return max((matrix.peak for matrix in self.matrices.values()), default=0.0)
+
     def signature(self, threshold: float) -> tuple[int | None, ...]:
         """The ranks kept at a threshold: thresholds of one signature give the same coarse weights."""
         return tuple(matrix.rank(threshold) for matrix in self.matrices.values())
@@ -377,8 +393,7 @@ class Network:
         total = _SCALE_BITS * len(coded.scales)
         for place, array in enumerate(coded.arrays):
             key = index, coded.factored, place
-            contexts = _integers.PLAIN if self.encoding == "paper" else self._contexts.get(key)
-            bits, best = _integers.predicted(array, contexts)
+            bits, best = _integers.predicted(array, self._contexts.get(key))
             self._contexts.setdefault(key, best)
             total += bits
         return total
@@ -387,8 +402,7 @@ class Network:
         """One tensor under a plan, and its predicted bits."""
         matrix, exponent = self.matrices[index], plan.exponent(index)
         if self.encoding == "paper":
-            coded = matrix.paper(rank, plan.bin_size, exponent)
-            return coded, self._bits(index, coded)
+            return matrix.paper(rank, plan.bin_size, exponent), 0.0
         direct = matrix.direct(plan.bin_size, exponent)
         bits = self._bits(index, direct) if rank is None else math.inf
         if rank is None and not (matrix.factorable and bits > _ZERO_BITS and matrix.low_rank(direct.step)):
@@ -399,22 +413,42 @@ class Network:
 
     def code(self, plan: Plan) -> dict[int, Coded]:
         """Every rounded tensor under a plan."""
-        coded: dict[int, Coded] = {}
-        for index, matrix in self.matrices.items():
-            if plan.only is None or index in plan.only:
-                rank = matrix.rank(plan.threshold)
-                coded[index], bits = self._code(index, rank, plan)
-                self._measured[index, rank, plan.bin_size, plan.exponent(index)] = bits, coded[index].error
-        return coded
+        return {
+            index: self._code(index, matrix.rank(plan.threshold), plan)[0]
+            for index, matrix in self.matrices.items()
+            if plan.only is None or index in plan.only
+        }
 
-    def measure(self, plan: Plan, index: int) -> tuple[float, float]:
-        """Predicted bits and squared error of one tensor under a plan."""
-        rank = self.matrices[index].rank(plan.threshold)
-        key = index, rank, plan.bin_size, plan.exponent(index)
+    def _measure(self, plan: Plan, index: int) -> _Measured:
+        """What is remembered of one tensor under a plan."""
+        rank, exponent = self.matrices[index].rank(plan.threshold), plan.exponent(index)
+        key = index, rank, plan.bin_size, exponent
         if key not in self._measured:
             coded, bits = self._code(index, rank, plan)
-            self._measured[key] = bits, coded.error
+            counts = None
+            if self.encoding == "paper":
+                arrays = [array for array in _paper_order(coded) if array.numel()]
+                shift = max(0, math.ceil(math.log2(max(self.peak / coded.step, 1.0))) - _COUNTED_BITS)
+                bits = shift * sum(array.numel() for array in arrays)
+                counts = _integers.neighbour_counts(arrays, shift) if arrays else None
+            self._measured[key] = _Measured(bits, coded.error, counts)
         return self._measured[key]
+
+    def bits(self, plan: Plan, indices: Iterable[int] | None = None) -> float:
+        """Predicted bits of some tensors' codes under a plan, by default of all."""
+        total = 0.0
+        pools: dict[int, list[tuple[int, Tensor]]] = {}
+        for index in self.matrices if indices is None else indices:
+            measured = self._measure(plan, index)
+            total += measured.bits
+            if measured.counts is not None:
+                # bzip2 sees one stream: tensors of one bin size share their codes' frequencies.
+                pools.setdefault(plan.exponent(index), []).append(measured.counts)
+        return total + sum(_integers.pooled_bits(tables) for tables in pools.values())
+
+    def error(self, plan: Plan, index: int) -> float:
+        """Squared error of one tensor under a plan."""
+        return self._measure(plan, index).error
 
     def restore(self, coded: Mapping[int, Coded]) -> dict[str, Tensor]:
         """The weights with the coded tensors replaced by their coarse versions."""

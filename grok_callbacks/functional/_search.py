@@ -39,6 +39,9 @@ _REACH = (4, 2)
 # Steps of the bin size that end a first and a final approach to the allowance; losses that a first one may take.
 _TOLERANCE, _FINAL_TOLERANCE = 16, 3
 _FIRST_LOSSES = 2
+# How far beyond the boundary to look once more, where the distortion is within this multiple of the allowance.
+_JUMPS = (3, 6)
+_NEARLY = 1.5
 # How much shorter a ray must promise to be to be followed.
 _GAIN = 0.99
 # Where the distortion is beyond this multiple of the allowance at equal size, nothing shorter is sought.
@@ -193,14 +196,13 @@ class Search:
         """Predicted bits at a place."""
         sizes = self.rays[ray].sizes
         if index not in sizes:
-            plan = self.plan(ray, index)
-            sizes[index] = sum(self.network.measure(plan, tensor)[0] for tensor in self.network.matrices)
+            sizes[index] = self.network.bits(self.plan(ray, index))
         return sizes[index]
 
     def error(self, ray: int, index: int) -> float:
         """Sum over tensors of the relative squared error."""
         plan = self.plan(ray, index)
-        return sum(self.network.measure(plan, tensor)[1] / square for tensor, square in self._squares.items() if square > 0)
+        return sum(self.network.error(plan, tensor) / square for tensor, square in self._squares.items() if square > 0)
 
     def shorter(self, ray: int, bits: float) -> int:
         """About the finest bin size on a ray whose size is predicted below ``bits``, interpolating the log sizes."""
@@ -279,15 +281,29 @@ class Search:
         return min(max(guess, low), high)
 
     def follow(self, ray: int, allowance: float, tolerance: int, limit: float = math.inf) -> Found | None:
-        """Go along a ray, from the places known on it, to the coarsest bin size that is allowed."""
-        while limit > 0 and (guess := self._guess(ray, allowance, tolerance)) is not None:
-            limit -= 1
+        """Go along a ray, from the places known on it, to the coarsest bin size that is allowed.
+
+        With a limit on the losses, some more are spent as long as all of them are allowed.
+        """
+        while (guess := self._guess(ray, allowance, tolerance)) is not None:
             inside, outside = self._bracket(ray, allowance)
+            if limit <= (0 if outside is not None else -_FIRST_LOSSES):
+                break
+            limit -= 1
             low = guess - _PER_OCTAVE if inside is None else inside
             high = guess + _PER_OCTAVE if outside is None else outside
             self.loss(ray, guess, [(ray, (low + guess) // 2), (ray, (guess + high + 1) // 2)])
         inside, _ = self._bracket(ray, allowance)
         return None if inside is None else Found(ray, inside, self.size(ray, inside))
+
+    def _jump(self, ray: int, allowance: float) -> None:
+        """Look a little beyond the boundary: the loss is not quite monotone, and may come back below the allowance."""
+        for jump in _JUMPS:
+            _, outside = self._bracket(ray, allowance)
+            if outside is None or outside + jump > self.top or self.rays[ray].losses[outside] > _NEARLY * allowance:
+                return
+            if self.loss(ray, outside + jump, [(ray, outside + other) for other in _JUMPS]) < allowance:
+                self.follow(ray, allowance, _FINAL_TOLERANCE)
 
     # --- all rays ---
 
@@ -382,9 +398,12 @@ class Search:
         if best is None:
             return []
         if best.index < self.top:
+            known = self._finalists(allowance)[0]  # what an earlier allowance came across may be better
+            best = best if known.ray == best.ray else self._shorten(known.ray, known, allowance)
             for step in _STEPS:
                 best = self._descend(best, step, allowance) if best.ray != self._full else best
             self.follow(best.ray, allowance, _FINAL_TOLERANCE)
+            self._jump(best.ray, allowance)
         finalists = self._finalists(allowance)
         self._last = finalists[0].ray
         return finalists
@@ -453,8 +472,5 @@ def allocate(network: Network, oracle: Oracle, excess: Callable[[float], float],
 
 def _saved(network: Network, group: frozenset[int], exponents: Sequence[int]) -> float:
     """Bits that an octave of the bin size saves, about where it is."""
-    finer, coarser = (
-        sum(network.measure(Plan(1.0, 1.0, tuple(exponent + move for exponent in exponents)), index)[0] for index in group)
-        for move in (-2, 2)
-    )
+    finer, coarser = (network.bits(Plan(1.0, 1.0, tuple(exponent + move for exponent in exponents)), group) for move in (-2, 2))
     return max(finer - coarser, 1.0)
