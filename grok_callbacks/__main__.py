@@ -9,7 +9,10 @@ from pathlib import Path
 
 __all__ = ["main"]
 
-REPORT_NAME = "grok_report.png"
+REPORT_NAME = "grok_report"
+# What a run's folder may say about its settings, as Lightning's loggers name it.
+_SETTINGS = "hparams.yaml"
+_MOST_SETTINGS = 20_000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,15 +47,21 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--preset", default="standard", choices=["economy", "standard", "full"], help="monitors (%(default)s)")
     demo.set_defaults(run=_run_demo)
 
-    report = commands.add_parser("report", help="draw the figure of a run from its event files", description=_REPORT)
+    report = commands.add_parser(
+        "report", help="draw the figure of a run, or write its page, from its event files", description=_REPORT
+    )
     report.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="folder with TensorBoard events or a metrics.csv")
-    report.add_argument("--output", type=Path, help=f"the figure's file (RUN_DIR/{REPORT_NAME})")
+    report.add_argument("--html", action="store_true", help="write a page instead: figures, explanations, sources")
+    report.add_argument("--output", type=Path, help=f"the report's file (RUN_DIR/{REPORT_NAME}.png or .html)")
     report.set_defaults(run=_run_report)
     return parser
 
 
 _DEMO = "Train a one-hidden-layer network on modular arithmetic until it groks: about 20 seconds on one core."
-_REPORT = "Draw accuracies, measures and events of any monitored run, and say what kind of run it is."
+_REPORT = (
+    "Draw accuracies, measures and events of any monitored run, and say what kind of run it is; with --html as one page that "
+    "needs no TensorBoard, no network and no script."
+)
 
 
 def _run_demo(options: argparse.Namespace) -> int:
@@ -70,11 +79,13 @@ def _run_demo(options: argparse.Namespace) -> int:
     )
     print(f"Outcome: {outcome}.")
     print(f"Curves: tensorboard --logdir {run_dir}")
-    return _draw(run_dir, run_dir / REPORT_NAME)
+    return _draw(run_dir, run_dir / f"{REPORT_NAME}.png")
 
 
 def _run_report(options: argparse.Namespace) -> int:
-    return _draw(options.run_dir, options.output or options.run_dir / REPORT_NAME)
+    if options.html:
+        return _write_page(options.run_dir, options.output or options.run_dir / f"{REPORT_NAME}.html")
+    return _draw(options.run_dir, options.output or options.run_dir / f"{REPORT_NAME}.png")
 
 
 def _draw(run_dir: Path, output: Path) -> int:
@@ -87,6 +98,21 @@ def _draw(run_dir: Path, output: Path) -> int:
     figure.savefig(output, dpi=130)
     print(summary.verdict)
     print(f"Figure: {output}")
+    return 0
+
+
+def _write_page(run_dir: Path, output: Path) -> int:
+    from grok_callbacks.report import find_run, read_run, run_page, summarize
+
+    history = read_run(run_dir)
+    summary = summarize(history)
+    settings = find_run(run_dir) / _SETTINGS
+    text = settings.read_text(encoding="utf-8", errors="replace")[:_MOST_SETTINGS].strip() if settings.is_file() else ""
+    page = run_page(history, title=str(run_dir), summary=summary, settings="" if text == "{}" else text)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(page, encoding="utf-8")
+    print(summary.verdict)
+    print(f"Page: {output}")
     return 0
 
 

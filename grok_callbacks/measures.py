@@ -111,7 +111,7 @@ MEASURES: Mapping[str, Measure] = {
     "spectral_entropy": Measure(
         "Spectral entropy (nats)",
         "Is it compressing?",
-        "Entropy of a matrix' singular values, as shares of their sum. It falls as a matrix comes to use fewer directions, "
+        "Entropy of a matrix's singular values, as shares of their sum. It falls as a matrix comes to use fewer directions, "
         "whatever its scale.",
         (_DEMOSS,),
     ),
@@ -218,7 +218,10 @@ MEASURES: Mapping[str, Measure] = {
         "Is it about to generalise?",
         "How probable it is that this run will generalise, and when, judged by the other measures up to each step.",
         (),
-        {"Probability of generalising": ("probability",)},
+        {
+            "Probability of generalising": ("probability",),
+            "Expected step of generalising, with 80% interval": ("eta_steps", "lower", "upper"),
+        },
     ),
 }
 

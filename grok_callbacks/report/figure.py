@@ -14,18 +14,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["COLORS", "INK", "charts_of", "draw_accuracies", "draw_chart", "mark_events", "run_figure", "set_step_axis"]
+__all__ = ["charts_of", "draw_accuracies", "draw_chart", "mark_events", "run_figure", "set_step_axis"]
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; without its black, which dark pages swallow.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
-#: Colour of what is neither a curve nor an event.
-INK = "#000000"
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
 _EVENT_STYLES = {
     "memorized": ("#D55E00", "memorised"),
     "onset": ("#999999", "onset"),
     "generalized": ("#009E73", "generalised"),
 }
-_MOST_CURVES = len(COLORS)
+_ACCURACY_COLORS = {"training": _COLORS[1], "validation": _COLORS[0]}
+_MOST_CURVES = len(_COLORS)
 
 
 def run_figure(history: History, title: str = "", *, summary: RunSummary | None = None, prefix: str = "grok") -> Figure:
@@ -89,12 +88,18 @@ def charts_of(history: History, prefix: str = "grok") -> dict[Chart, dict[str, S
     return {chart: curves for chart, curves in charts.items() if curves}
 
 
-def draw_accuracies(axes: Axes, summary: RunSummary) -> None:
-    """Training and validation accuracy."""
-    for (name, series), color in zip(summary.accuracies.items(), COLORS[1::-1], strict=False):
+def draw_accuracies(axes: Axes, summary: RunSummary) -> dict[str, str]:
+    """Draw training and validation accuracy.
+
+    Returns:
+        Those that there are, with their colours.
+    """
+    for name, series in summary.accuracies.items():
+        color = _ACCURACY_COLORS[name]
         axes.plot(_positions(series), series.values, color=color, label=name, linewidth=1.8)
     axes.set_ylim(-0.03, 1.05)
     axes.grid(alpha=0.25)
+    return {name: _ACCURACY_COLORS[name] for name in summary.accuracies}
 
 
 def draw_chart(axes: Axes, curves: Mapping[str, Series]) -> dict[str, str]:
@@ -105,7 +110,7 @@ def draw_chart(axes: Axes, curves: Mapping[str, Series]) -> dict[str, str]:
     """
     # With many layers, show those that change most: the others say little, and no one can read twenty lines.
     most = sorted(curves, key=lambda name: -_relative_change(curves[name]))[:_MOST_CURVES]
-    shown = dict(zip([name for name in curves if name in most], COLORS, strict=False))
+    shown = dict(zip([name for name in curves if name in most], _COLORS, strict=False))
     for name, color in shown.items():
         axes.plot(_positions(curves[name]), curves[name].values, color=color, linewidth=1.4)
     axes.tick_params(labelsize=8)

@@ -10,7 +10,7 @@ from typing import Any
 
 from grok_callbacks.history import History
 
-__all__ = ["read_run"]
+__all__ = ["find_run", "read_run"]
 
 
 def read_run(path: str | Path) -> History:
@@ -26,6 +26,20 @@ def read_run(path: str | Path) -> History:
     Raises:
         ValueError: If there is no such folder, no run in it, or several.
     """
+    run = find_run(path)
+    events = sorted(run.glob("events.out.tfevents.*"))
+    return _read_events(run) if events else _read_csv(run / "metrics.csv")
+
+
+def find_run(path: str | Path) -> Path:
+    """The folder in which a run's logger wrote: this one, or the only one below it.
+
+    Args:
+        path: The run's folder, or a folder above it that holds no other run.
+
+    Raises:
+        ValueError: If there is no such folder, no run in it, or several.
+    """
     folder = Path(path)
     if not folder.is_dir():
         raise ValueError(f"`path`: there is no folder {str(folder)!r}.")
@@ -34,8 +48,7 @@ def read_run(path: str | Path) -> History:
         raise ValueError(f"`path`: no TensorBoard event file and no metrics.csv in {str(folder)!r}.")
     if len(runs) > 1:
         raise ValueError(f"`path`: several runs in {str(folder)!r}; name one of {', '.join(map(str, runs))}.")
-    events = sorted(runs[0].glob("events.out.tfevents.*"))
-    return _read_events(runs[0]) if events else _read_csv(runs[0] / "metrics.csv")
+    return runs[0]
 
 
 def _read_events(folder: Path) -> History:
