@@ -107,6 +107,12 @@ def stages(cells: dict[str, list[Result]], folder: Path) -> str:
     def at(result: Result, step: float, key: str) -> float:
         return next((r[key] for r in result["history"] if r["step"] == step), math.nan)
 
+    def highest_fitted(group: Sequence[Result]) -> str:
+        fitted = [[r for r in result["history"] if r["residual_ratio"] <= Li2Stage.fit_threshold] for result in group]
+        rows = [max(some, key=lambda r: r["cos_lazy"]) for some in fitted if some]
+        cosine, step, test = (spread([r[key] for r in rows], n) for key, n in (("cos_lazy", 2), ("step", 0), ("test", 2)))
+        return f"{cosine} at step {step}, test accuracy {test}"
+
     def memorised(result: Result) -> float:
         return first_step(result, lambda r: r["train"] >= 0.99)
 
@@ -128,9 +134,11 @@ def stages(cells: dict[str, list[Result]], folder: Path) -> str:
         row("W moved by half its norm at step", lambda g: steps(g, lambda r: r["change_W"] >= 0.5)),
         row("norm of G at memorisation", lambda g: spread([at(r, memorised(r), "gradient_norm") for r in g])),
         row("norm of G at the end", lambda g: spread([last(r, "gradient_norm") for r in g], 4)),
+        row("norm of G, lowest", lambda g: spread([min(r["gradient_norm"] for r in result["history"]) for result in g], 6)),
         row("cos_lazy at step 0", lambda g: spread([r["history"][0]["cos_lazy"] for r in g])),
         row("cos_lazy, highest", extreme("cos_lazy", max)),
         row("cos_lazy at memorisation", lambda g: spread([at(r, memorised(r), "cos_lazy") for r in g])),
+        row("cos_lazy, highest once the targets are fitted", highest_fitted),
         row(
             "cos_lazy, cos_residual at the end",
             lambda g: ", ".join(spread([last(r, k) for r in g]) for k in ("cos_lazy", "cos_residual")),
