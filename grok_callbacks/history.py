@@ -120,11 +120,19 @@ class History(Mapping[str, Series]):
         if not isinstance(state, Mapping):
             raise ValueError(f"`state` is no history: it is a {type(state).__name__}.")
         for key, series in state.items():
-            try:
-                steps, values = series["steps"].tolist(), series["values"].tolist()
-                points = [(int(step), float(value)) for step, value in zip(steps, values, strict=True)]
-            except (TypeError, KeyError, IndexError, AttributeError, ValueError) as error:
-                raise ValueError(f"`state` is no history: the series {key!r} has no steps with values.") from error
+            if not (isinstance(key, str) and _is_series(series)):
+                raise ValueError(f"`state` is no history: the series {key!r} has no steps with values.")
+            points = zip(series["steps"].tolist(), series["values"].tolist(), strict=True)
             for step, value in points:
-                result.add(step, {str(key): value})
+                result.add(step, {key: value})
         return result
+
+
+def _is_series(state: Any) -> bool:
+    if not (isinstance(state, Mapping) and set(state) == {"steps", "values"}):
+        return False
+    steps, values = state["steps"], state["values"]
+    if not (isinstance(steps, torch.Tensor) and isinstance(values, torch.Tensor) and steps.shape == values.shape):
+        return False
+    # Without points torch gives the steps a floating type.
+    return steps.ndim == 1 and values.is_floating_point() and (steps.dtype == torch.int64 or len(steps) == 0)

@@ -225,6 +225,24 @@ class Recorder:
         return self._views[probe].samples
 
     def _bind(self, slot: _Slot, start: int) -> None:
+        error = self._let_look(slot, start)
+        if error is not None:
+            self._leave_out(slot, error)
+        try:
+            state = slot.monitor.attach(self)
+            if state is not None:
+                self._restore(slot, state)
+        except ValueError as refused:
+            if not slot.monitor.optional:
+                raise
+            warnings.warn(f"{refused} {slot.monitor.label} starts afresh.", stacklevel=2)
+            # A part of the state may have been taken up.
+            self._let_look(slot, start)
+        # What has never been measured is due at once, also in a run that was resumed without its state.
+        slot.next_step = slot.monitor.schedule.next_step(slot.seen) if slot.measurements else start
+
+    def _let_look(self, slot: _Slot, start: int) -> Exception | None:
+        """Let a monitor look at the model; returns what it raised, or that another rank's raised."""
         assert slot.probe is not None
         view = self._views[slot.probe]
         view.asked_for_samples = False
@@ -232,16 +250,22 @@ class Recorder:
             with untouched(self.model, seed=start):
                 slot.monitor.bind(view)
             slot.needs_samples = view.asked_for_samples
-        except ValueError as error:
-            if not slot.monitor.optional:
-                raise
-            slot.active = False
-            warnings.warn(f"{slot.monitor.label} is left out, since it does not apply to this model: {error}", stacklevel=2)
-        state = slot.monitor.attach(self)
-        if state is not None:
-            self._restore(slot, state)
-        # What has never been measured is due at once, also in a run that was resumed without its state.
-        slot.next_step = slot.monitor.schedule.next_step(slot.seen) if slot.measurements else start
+            view.ranks.agree()
+        except PeerError as error:
+            return error
+        except Exception as error:
+            # As in a measurement: the other ranks wait in the agreement before their next collective.
+            view.ranks.agree(well=False)
+            return error
+        return None
+
+    def _leave_out(self, slot: _Slot, error: Exception) -> None:
+        inapplicable = isinstance(error, ValueError)
+        if not slot.monitor.optional or (slot.monitor.on_error == "raise" and not inapplicable):
+            raise error
+        slot.active = False
+        reason = "it does not apply to this model" if inapplicable else f"it could not look at it: {type(error).__name__}"
+        warnings.warn(f"{slot.monitor.label} is left out, since {reason}: {error}", stacklevel=2)
 
     def _plan(self) -> None:
         steps = [slot.next_step for slot in self._slots if slot.active and slot.next_step is not None]
@@ -454,9 +478,9 @@ class Recorder:
         }
 
     def _restore(self, slot: _Slot, state: Mapping[str, Any]) -> None:
-        history = History.from_state_dict(state["history"])
+        history, metrics = (History.from_state_dict(state[name]) for name in ("history", "metrics"))
         self.history.merge(history)
-        self.history.merge(History.from_state_dict(state["metrics"]))
+        self.history.merge(metrics)
         slot.keys = list(history)
         self._owners.update(dict.fromkeys(slot.keys, slot))
         slot.measurements, slot.last_measured, slot.seen = state["measurements"], state["last_measured"], state["seen"]

@@ -365,7 +365,10 @@ class Session:
         loggers = [logger for logger in self._working_loggers() if _loggers.holds_figures(logger)]
         if not loggers or self.trainer.global_rank != 0:
             return
+        switched_off = self.recorder.switched_off if self.recorder is not None else []
         for monitor in self.monitors:
+            if monitor.label in switched_off:
+                continue
             try:
                 figures = {f"{monitor.prefix}/{key}": figure for key, figure in monitor.figures().items()}
             except Exception as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import warnings
 from abc import ABCMeta
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar, cast
@@ -13,7 +14,7 @@ from torchmetrics import Metric, MetricCollection
 
 from grok_callbacks._compat import Callback, MisconfigurationException
 from grok_callbacks.callbacks._session import Session, is_plain
-from grok_callbacks.callbacks._state import metric_state, restore_metric
+from grok_callbacks.callbacks._state import checksum, metric_state, restore_metric
 from grok_callbacks.history import History
 from grok_callbacks.measures import Question
 from grok_callbacks.probe import Batch, Probe, Split
@@ -150,6 +151,7 @@ class Monitor(Callback, metaclass=_MonitorType):
         self._recorder: Recorder | None = None
         self._stand_ins: tuple[str, ...] = ()
         self._restored: dict[str, Any] | None = None
+        self._warned_of_state = False
         self._label = type(self).__qualname__
 
     # What a monitor of one's own defines.
@@ -241,29 +243,59 @@ class Monitor(Callback, metaclass=_MonitorType):
         return self._label
 
     def state_dict(self) -> dict[str, Any]:
-        """Measurements so far and the metric's state: tensors and plain Python."""
+        """Measurements so far and the metric's state: tensors and plain Python, with a checksum."""
         if self._recorder is None:
             return dict(self._restored or {})
-        return {
+        state = {
             "recorder": self._recorder.state_of(self),
             "metric": metric_state(self.metric),
-            "own": self.own_state(),
+            "own": self._own_state_to_save(),
             "samples": self._samples_to_save(),
         }
+        return {**state, "checksum": checksum(self.state_key, state)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on from a state; it takes effect when fit starts.
 
+        A state that was changed since it was saved, or that is another monitor's, is refused: a monitor of a preset then starts
+        afresh, with a warning.
+
         Raises:
-            ValueError: If the state is not that of a monitor.
+            ValueError: If the state is not one that this monitor has made.
         """
         if not state_dict:
             return
-        if not isinstance(state_dict, Mapping) or not {"recorder", "metric", "own", "samples"} <= set(state_dict):
-            raise ValueError(f"The state given to {self.label} is not that of a monitor.")
-        check_state(self.label, state_dict["recorder"])
+        try:
+            self._check(state_dict)
+        except ValueError as error:
+            if not self.optional:
+                raise
+            warnings.warn(f"{error} {self.label} starts afresh.", stacklevel=2)
+            return
         self._recorder = None
         self._restored = dict(state_dict)
+
+    def _check(self, state: Any) -> None:
+        parts = {"recorder", "metric", "own", "samples"}
+        if not isinstance(state, Mapping) or set(state) != {*parts, "checksum"}:
+            raise ValueError(f"The state given to {self.label} is not that of a monitor.")
+        check_state(self.label, state["recorder"])
+        if checksum(self.state_key, {part: state[part] for part in parts}) != state["checksum"]:
+            raise ValueError(f"The state given to {self.label} is another monitor's, or damaged: its checksum is wrong.")
+
+    def _own_state_to_save(self) -> dict[str, Any] | None:
+        try:
+            return self.own_state()
+        except Exception as error:
+            if self.on_error == "raise":
+                raise
+            if not self._warned_of_state:
+                self._warned_of_state = True
+                warnings.warn(
+                    f"{self.label} could not give its state; a resumed run goes on without: {type(error).__name__}: {error}",
+                    stacklevel=2,
+                )
+            return None
 
     def own_state(self) -> dict[str, Any]:
         """What a subclass must save beyond its measurements and its metric."""
@@ -319,8 +351,14 @@ class Monitor(Callback, metaclass=_MonitorType):
         restored, self._recorder, self._restored = self._restored, recorder, None
         if restored is None:
             return None
-        restore_metric(self.metric, restored["metric"])
-        self.load_own_state(restored["own"])
+        try:
+            restore_metric(self.metric, restored["metric"])
+            if restored["own"] is not None:
+                self.load_own_state(restored["own"])
+        except Exception as error:
+            raise ValueError(
+                f"The saved state of {self.label} does not fit this run: {type(error).__name__}: {error}."
+            ) from error
         state: Mapping[str, Any] = restored["recorder"]
         return state
 
