@@ -9,6 +9,7 @@ from grok_callbacks.callbacks.commutativity import CommutativityMonitor
 from grok_callbacks.callbacks.complexity import ComplexityMonitor
 from grok_callbacks.callbacks.detector import GrokkingDetector
 from grok_callbacks.callbacks.feature_learning import FeatureLearningMonitor
+from grok_callbacks.callbacks.forecast import GrokkingForecast
 from grok_callbacks.callbacks.group_law import GroupLawMonitor
 from grok_callbacks.callbacks.linear_mapping_number import LinearMappingNumberMonitor
 from grok_callbacks.callbacks.monitor import Monitor
@@ -26,6 +27,7 @@ __all__ = [
     "ComplexityMonitor",
     "FeatureLearningMonitor",
     "GrokkingDetector",
+    "GrokkingForecast",
     "GroupLawMonitor",
     "LinearMappingNumberMonitor",
     "Monitor",

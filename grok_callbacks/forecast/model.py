@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -102,7 +102,7 @@ class ForecastModel:
     """
 
     mode: Mode
-    terms: Mapping[str, Term]
+    terms: Mapping[str, Term] = field(repr=False)
     log_odds: float
     log_wait: float
     wait_quantiles: tuple[float, float, float]
@@ -111,7 +111,7 @@ class ForecastModel:
     hopeless_after: float
     wait: int
     patience: int
-    calibrated_on: str
+    calibrated_on: str = field(repr=False)
 
     @classmethod
     def load(cls, mode: Mode = "inputs") -> ForecastModel:

@@ -43,6 +43,9 @@ ALL_MONITORS: dict[str, Callable[..., Monitor]] = {
     if isinstance(value, type) and issubclass(value, Monitor) and value is not Monitor
 }
 
+#: Those that have something to say by themselves, in a short run; a forecast needs others, and a run that has memorised.
+ALONE = {name: make for name, make in ALL_MONITORS.items() if name != "GrokkingForecast"}
+
 
 def all_monitors(**kwargs) -> list[Monitor]:
     """One of each, in the order in which a preset would have them: the detector and its like last."""

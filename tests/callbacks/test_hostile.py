@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from grok_callbacks import EverySteps, GrokkingDetector, Monitor, NormMonitor, Probe, SpectralEntropyMonitor, default_callbacks
 from grok_callbacks._compat import MisconfigurationException
 from tests._common import Classifier, Counting, Logits, Plain, Stream, events, fit, loader, samples, trainer
-from tests.callbacks._all_monitors import ALL_MONITORS, all_monitors
+from tests.callbacks._all_monitors import ALL_MONITORS, ALONE, all_monitors
 
 EVERY = EverySteps(1)
 
@@ -35,12 +35,12 @@ def quiet():
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e38])
-@pytest.mark.parametrize("name", ALL_MONITORS)
+@pytest.mark.parametrize("name", ALONE)
 def test_no_monitor_fails_on_broken_weights_or_warns_twice(name, value):
     module = Plain()
     with torch.no_grad():
         module.net[0].weight[0] = value
-    monitor = ALL_MONITORS[name](schedule=EVERY)
+    monitor = ALONE[name](schedule=EVERY)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         fit([monitor], module, validation=loader(8), max_steps=3)
@@ -66,7 +66,7 @@ def test_weights_that_break_amid_the_run():
     assert [math.isnan(value) for value in values] == [False] * 4 + [True] * 3
 
 
-@pytest.mark.parametrize("name", ALL_MONITORS)
+@pytest.mark.parametrize("name", ALONE)
 @pytest.mark.parametrize("rank", [0, 1])
 def test_no_monitor_fails_on_zero_or_rank_one_matrices(name, rank, quiet):
     module = Plain(lr=0.0)
@@ -74,7 +74,7 @@ def test_no_monitor_fails_on_zero_or_rank_one_matrices(name, rank, quiet):
         for layer in (module.net[0], module.net[2]):
             left, right = torch.linspace(1, 2, layer.out_features), torch.linspace(-1, 1, layer.in_features)
             layer.weight.copy_(rank * torch.outer(left, right))
-    monitor = ALL_MONITORS[name](schedule=EVERY)
+    monitor = ALONE[name](schedule=EVERY)
     fit([monitor], module, validation=loader(8), max_steps=2)
     assert not monitor._recorder.switched_off
 
@@ -82,10 +82,10 @@ def test_no_monitor_fails_on_zero_or_rank_one_matrices(name, rank, quiet):
 # Data.
 
 
-@pytest.mark.parametrize("name", ALL_MONITORS)
+@pytest.mark.parametrize("name", ALONE)
 def test_no_monitor_fails_on_one_sample(name, quiet):
     one = DataLoader(samples(1), 1)
-    monitor = ALL_MONITORS[name](schedule=EVERY)
+    monitor = ALONE[name](schedule=EVERY)
     fit([monitor], Plain(), one, one, max_steps=2)
     assert not monitor._recorder.switched_off
     assert monitor._recorder.keys_of(monitor)

@@ -30,7 +30,7 @@ from grok_callbacks import (
 )
 from grok_callbacks._compat import MisconfigurationException
 from tests._common import Classifier, Counting, Logits, Plain, Stream, fit, loader, samples, trainer
-from tests.callbacks._all_monitors import ALL_MONITORS
+from tests.callbacks._all_monitors import ALONE
 
 
 def every(**kwargs):
@@ -519,7 +519,7 @@ def test_two_that_log_the_same_keys_are_told_so_at_the_start():
     assert module.losses == []
 
 
-@pytest.mark.parametrize("name", ALL_MONITORS)
+@pytest.mark.parametrize("name", ALONE)
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["deepcopy", "pickle"])
 def test_monitors_are_copied_before_amid_and_after_a_run(name, copied):
     copies = {}
@@ -529,7 +529,7 @@ def test_monitors_are_copied_before_amid_and_after_a_run(name, copied):
             if batch_idx == 2:
                 copies["amid"] = copied(monitor)
 
-    monitor = ALL_MONITORS[name](schedule=every())
+    monitor = ALONE[name](schedule=every())
     copies["before"] = copied(monitor)
     fit([monitor, Copy()], max_steps=4, train=loader(), validation=loader(8))
     copies["after"] = copied(monitor)
@@ -563,9 +563,9 @@ def test_the_metric_holds_the_last_measurement():
     assert monitor.metric["of:net:0:weight"]._update_count == 1
 
 
-@pytest.mark.parametrize("name", ALL_MONITORS)
+@pytest.mark.parametrize("name", ALONE)
 def test_every_monitor_has_a_metric_that_works_on_its_own(name):
-    monitor = ALL_MONITORS[name]()
+    monitor = ALONE[name]()
     fit([monitor], max_steps=1, validation=loader(8))
     members = [monitor.metric] if isinstance(monitor.metric, Metric) else list(monitor.metric.values())
     assert all(isinstance(member, Metric) for member in members)
