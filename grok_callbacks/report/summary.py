@@ -31,8 +31,10 @@ class RunSummary:
     @property
     def verdict(self) -> str:
         """One sentence, and another where the stage of feature learning says otherwise."""
-        if self.outcome == "memorisation" and self.stage == 3:
-            return f"{self._outcome_in_words} Feature learning is in stage III all the same: a stage is no verdict."
+        odd = {"memorisation": (3, "III"), "grokking": (1, "I"), "comprehension": (1, "I")}
+        stage, numeral = odd.get(self.outcome or "", (0, ""))
+        if self.stage == stage:
+            return f"{self._outcome_in_words} Feature learning is in stage {numeral} all the same: a stage is no verdict."
         return self._outcome_in_words
 
     @property
