@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from benchmarks._forecast_suite import TRAIN_ONLY, RunRecord, Setting
-from benchmarks._forecast_truth import Truth, classes_of, is_censored, needed_steps, truth_of
+from benchmarks._forecast_truth import Kind, Truth, classes_of, horizons, is_censored, truth_of
 from grok_callbacks.forecast import FEATURES, OnsetTracker, Thresholds
-from grok_callbacks.forecast.features import Mode, extract
+from grok_callbacks.forecast.features import MODES, Mode, extract
 from grok_callbacks.history import History
 
 Status = Literal["positive", "negative", "censored", "silent"]
 
-#: Steps after memorising before which no forecast is made.
+#: Steps after memorising before which no alarm is given.
 WAIT = 50
 
 #: Hyper-parameters that the predictor without signals knows.
@@ -31,7 +31,7 @@ class Case:
     record: RunRecord
     truth: Truth
     status: Status
-    #: Steps at which a forecast would be made: memorised is established, onset is not yet.
+    #: Measured steps at which memorising is established and the onset has not come.
     steps: np.ndarray
     #: (steps, features) of each mode.
     features: dict[Mode, np.ndarray]
@@ -46,6 +46,16 @@ class Case:
         """Whether it grokked."""
         return self.status == "positive"
 
+    @property
+    def is_due(self) -> np.ndarray:
+        """Of which steps an alarm may be given: not so soon after memorising that there is nothing to go by."""
+        return self.steps >= (self.truth.memorized or 0) + WAIT
+
+    @property
+    def judged(self) -> bool:
+        """Whether the run counts: its end can be trusted, and there is a step at which it could give an alarm."""
+        return self.status in ("positive", "negative") and bool(self.is_due.any())
+
     def index_at(self, step: float) -> int | None:
         """The last forecast at or before a step, if the run's onset was not before it."""
         truth, number = self.truth, int(np.searchsorted(self.steps, step, side="right")) - 1
@@ -54,9 +64,12 @@ class Case:
         return number
 
 
+_TABLES: tuple[tuple[Mode, Mode | None], ...] = (("train", None), ("labels", "inputs"))
+
+
 def history_for(record: RunRecord, mode: Mode, prefix: str = "grok") -> History:
     """What a user of that mode has: without validation data the representation is that of training samples."""
-    if mode == "inputs":
+    if mode != "train":
         return record.history
     seen = f"{prefix}/representation/"
     kept = record.history.of(key for key in record.history if not key.startswith((seen, TRAIN_ONLY)))
@@ -67,45 +80,52 @@ def history_for(record: RunRecord, mode: Mode, prefix: str = "grok") -> History:
 
 def feature_names(mode: Mode) -> list[str]:
     """The features of a mode, in their order."""
-    return [name for name, feature in FEATURES.items() if mode == "inputs" or feature.mode == "train"]
+    return [name for name, feature in FEATURES.items() if MODES.index(feature.mode) <= MODES.index(mode)]
 
 
 def forecast_steps(record: RunRecord, truth: Truth) -> np.ndarray:
-    """Measured steps at which memorising is established, ``WAIT`` steps past it, and no onset is established."""
+    """Measured steps at which memorising is established and no onset has come."""
     tracker = OnsetTracker(Thresholds(chance=1.0 / classes_of(record)))
     train, validation = record.history["grok/accuracy/train"], record.history["grok/accuracy/validation"]
     chosen = []
     for step, seen, unseen in zip(train.steps, train.values, validation.values, strict=True):
         tracker.update_train(step, seen)
         tracker.update_validation(step, unseen)
-        memorized = tracker.memorized_step
-        if tracker.onset_step is None and memorized is not None and step >= memorized + WAIT:
+        if tracker.onset_step is None and tracker.memorized_step is not None:
             chosen.append(step)
     # The first of the two measurements that establish the onset is no early warning either.
     return np.array([step for step in chosen if truth.onset is None or step < truth.onset], dtype=int)
 
 
-def case_of(record: RunRecord, needed: dict[tuple[bool, float, float], float]) -> Case:
+def case_of(record: RunRecord, truth: Truth, known: Mapping[Kind, float]) -> Case:
     """One run with its features."""
-    truth = truth_of(record)
     status: Status = "positive" if truth.is_positive else "negative"
     if truth.memorized is None:
         status = "silent"
-    elif is_censored(record, truth, needed):
+    elif is_censored(record, truth, known):
         status = "censored"
     steps = forecast_steps(record, truth)
+    return Case(record, truth, status, steps, tables_of(record, truth, steps))
+
+
+def tables_of(record: RunRecord, truth: Truth, steps: np.ndarray) -> dict[Mode, np.ndarray]:
+    """(steps, features) of each mode."""
     tables: dict[Mode, np.ndarray] = {}
-    for mode in ("train", "inputs"):
+    # What labels add stands last, so one look at the history serves both modes that see validation inputs.
+    for mode, smaller in _TABLES:
         history, names = history_for(record, mode), feature_names(mode)
         rows = [extract(history, int(step), truth.memorized or 0, mode) for step in steps]
         tables[mode] = np.array([[row[name] for name in names] for row in rows]).reshape(len(steps), len(names))
-    return Case(record, truth, status, steps, tables)
+        if smaller is not None:
+            tables[smaller] = tables[mode][:, : len(feature_names(smaller))]
+    return tables
 
 
 def cases_of(records: Sequence[RunRecord]) -> list[Case]:
     """All runs with their features."""
-    needed = needed_steps(records)
-    return [case_of(record, needed) for record in records]
+    truths = [truth_of(record) for record in records]
+    known = horizons(records, truths)
+    return [case_of(record, truth, known) for record, truth in zip(records, truths, strict=True)]
 
 
 def hyper_parameters(setting: Setting) -> np.ndarray:

@@ -77,17 +77,13 @@ class Fit:
         return self.wait[0] + self.standardised(case.features[self.mode]) @ self.wait[1:]
 
 
-def usable(cases: Sequence[Case]) -> list[Case]:
-    """Those that can be learnt from: with a forecast to make, and an end that can be trusted."""
-    return [case for case in cases if case.status in ("positive", "negative") and len(case.steps)]
-
-
 def fit(cases: Sequence[Case], mode: Mode) -> Fit:
     """Both regressions over all forecasts of all runs; every run weighs the same, however often it was measured."""
-    cases = usable(cases)
-    X = np.concatenate([case.features[mode] for case in cases])
-    y = np.concatenate([np.full(len(case.steps), float(case.is_positive)) for case in cases])
-    weight = np.concatenate([np.full(len(case.steps), 1 / len(case.steps)) for case in cases])
+    cases = [case for case in cases if case.judged]
+    X = np.concatenate([case.features[mode][case.is_due] for case in cases])
+    counts = np.array([case.is_due.sum() for case in cases])
+    y = np.repeat([float(case.is_positive) for case in cases], counts)
+    weight = np.repeat(1 / counts, counts)
     known = np.isfinite(X)
     total = np.maximum((weight[:, None] * known).sum(0), 1e-9)
     mean = (weight[:, None] * np.where(known, X, 0)).sum(0) / total
@@ -96,7 +92,7 @@ def fit(cases: Sequence[Case], mode: Mode) -> Fit:
     result = Fit(mode, mean, scale, np.zeros(0), np.zeros(0))
     z = result.standardised(X)
     odds = logistic(z, y, weight, PENALTY)
-    waits = np.concatenate([log_wait_of(case) for case in cases if case.is_positive])
+    waits = np.concatenate([log_wait_of(case)[case.is_due] for case in cases if case.is_positive])
     wait = ridge(z[y > 0], waits, weight[y > 0], STEP_PENALTY)
     return Fit(mode, mean, scale, odds, wait)
 
@@ -105,6 +101,11 @@ def log_wait_of(case: Case) -> np.ndarray:
     """The true logarithm of (generalised - step) / step, for each forecast of a run that grokked."""
     assert case.truth.grokked is not None
     return np.log((case.truth.grokked - case.steps) / case.steps)
+
+
+def is_late(case: Case) -> np.ndarray:
+    """At which steps a run may be called hopeless."""
+    return case.is_due & (case.steps >= HOPELESS_AFTER * (case.truth.memorized or 0))
 
 
 def alarm_scores(probabilities: np.ndarray) -> np.ndarray:
@@ -177,7 +178,7 @@ def calibrate(cases: Sequence[Case], mode: Mode, group: Callable[[Case], Hashabl
         mode: What the forecast may look at.
         group: Runs of one group are held out together: families if the forecast is to hold for families not seen.
     """
-    cases = usable(cases)
+    cases = [case for case in cases if case.judged]
     groups = sorted({str(group(case)) for case in cases})
     peaks, troughs, residuals = [], [], []
     for name in groups:
@@ -187,10 +188,10 @@ def calibrate(cases: Sequence[Case], mode: Mode, group: Callable[[Case], Hashabl
         for case in inside:
             probabilities = partial.probabilities(case)
             if not case.is_positive:
-                peaks.append(peak(probabilities))
+                peaks.append(peak(probabilities[case.is_due]))
                 continue
-            late = case.steps >= HOPELESS_AFTER * (case.truth.memorized or 0)
+            late = is_late(case)
             troughs.append(-peak(-probabilities[late]) if late.sum() >= PATIENCE else 1.0)
-            residuals.append(log_wait_of(case) - partial.log_waits(case))
+            residuals.append((log_wait_of(case) - partial.log_waits(case))[case.is_due])
     hopeless = float(np.quantile(troughs, LOST, method="lower")) if troughs else 0.0
     return Calibrated(fit(cases, mode), threshold_at(peaks), hopeless, conformal_quantiles(residuals))

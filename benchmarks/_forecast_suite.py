@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -81,11 +80,6 @@ class Setting:
     def is_transformer(self) -> bool:
         """Whether it is a transformer; all else is a multilayer perceptron."""
         return self.architecture == "transformer"
-
-    @property
-    def kind(self) -> tuple[bool, float, float]:
-        """Runs that one waits for equally long: weight decay acts in units of 1 / (lr x weight decay) steps."""
-        return (self.is_transformer, self.lr, self.weight_decay)
 
     @property
     def key(self) -> str:
@@ -379,23 +373,23 @@ _GROUPS_TRANSFORMER: dict[Half, tuple[tuple[str, int], ...]] = {
 
 # The smallest fraction of each is too little data, the largest ample; each plan's own, as tasks differ in what they need.
 _MLP = {
-    "cyclic": (_sized("add sub mul div", (19, 29), (23, 31)), (0.3, 0.55, 0.7), 40, 0.02),
-    "permutation": (_GROUPS_MLP, (0.3, 0.6, 0.75), 40, 0.02),
-    "xor": (_sized("xor", (4,), (5,)), (0.15, 0.3, 0.45), 32, 0.02),
-    "quadratic": (_sized("x2y2 x2y2 x2xyy2", (19, 29), (23, 31)), (0.2, 0.42, 0.55), 24, 0.012),
-    "random": (_sized("random", (19, 29), (23, 31)), (0.3, 0.5, 0.7), 24, 0.02),
+    "cyclic": (_sized("add sub mul div", (19, 29), (23, 31)), (0.3, 0.55, 0.7), 36, 0.02),
+    "permutation": (_GROUPS_MLP, (0.3, 0.6, 0.75), 36, 0.02),
+    "xor": (_sized("xor", (4,), (5,)), (0.15, 0.3, 0.45), 28, 0.02),
+    "quadratic": (_sized("x2y2 x2y2 x2xyy2", (19, 29), (23, 31)), (0.2, 0.42, 0.55), 20, 0.012),
+    "random": (_sized("random", (19, 29), (23, 31)), (0.3, 0.5, 0.7), 20, 0.02),
 }
 _TRANSFORMER = {
     "cyclic": (_sized("add sub mul", (19,), (23,)), (0.25, 0.45, 0.6), 20, 0.005),
     "permutation": (_GROUPS_TRANSFORMER, (0.3, 0.7, 0.85), 20, 0.005),
     "xor": (_sized("xor", (4,), (5,)), (0.2, 0.4, 0.5), 20, 0.005),
     "quadratic": (_sized("x2y2 x2y2 x2xyy2", (19,), (23,)), (0.12, 0.25, 0.4), 14, 0.005),
-    "random": (_sized("random", (19,), (23,)), (0.25, 0.45, 0.6), 12, 0.005),
+    "random": (_sized("random", (19,), (23,)), (0.25, 0.45, 0.6), 8, 0.005),
 }
 
 #: Weight decays with the longest run that each is given, in steps.
 _DECAYS = {
-    False: {0.0: 8000, 0.3: 8000, 0.5: 6000, 1.0: 6000},
+    False: {0.0: 6000, 0.3: 8000, 0.5: 6000, 1.0: 6000},
     True: {0.0: 6000, 0.7: 7500, 1.0: 6000, 2.0: 4500},
 }
 _SHARES_OF_DECAYS = (0.2, 0.27, 0.27, 0.26)
@@ -419,6 +413,7 @@ def settings(scale: float = 1.0) -> list[Setting]:
     ]
     for half in ("A", "B"):
         chosen += _digits(half)[: round(9 * scale)] + _confused(half)[: round(5 * scale)]
+        chosen += _late_transformers(half)[: round(18 * scale)]
     order = np.random.default_rng(0).permutation(len(chosen))
     return [chosen[index] for index in order]
 
@@ -446,7 +441,7 @@ def _drawn(
         decay = list(decays)[draw.choice(4, p=_SHARES_OF_DECAYS)]
         fraction = fractions[draw.choice(3, p=_SHARES_OF_FRACTIONS)]
         # Weight decay acts through its product with the learning rate.
-        longest = round(decays[decay] * (1.0 if is_transformer else 0.02 / lr))
+        longest = min(round(decays[decay] * (1.0 if is_transformer else 0.02 / lr)), 9000)
         init_scale = ((2.0, 2.0, 3.0) if is_transformer else (1.0, 1.0, 2.0))[draw.integers(3)]
         architecture: Literal["onehot", "embedding", "transformer"]
         architecture = "transformer" if is_transformer else ("onehot", "embedding")[number % 2]  # type: ignore[assignment]
@@ -454,6 +449,36 @@ def _drawn(
             half, task, size, architecture, fraction, lr, decay, _seed(half, is_transformer, family, number),
             init_scale, 128 if architecture == "onehot" else 64, longest,
         )  # fmt: skip
+
+
+def _late_transformers(half: Half) -> list[Setting]:
+    """Transformers that grok late, of which chance gives few: three times too large at first, with data enough."""
+    cells = {
+        "A": (
+            ("add", 29, 0.5),
+            ("dihedral", 8, 0.8),
+            ("xor", 4, 0.45),
+            ("mul", 29, 0.5),
+            ("random", 19, 0.5),
+            ("sub", 29, 0.5),
+        ),
+        "B": (
+            ("add", 31, 0.45),
+            ("dihedral", 9, 0.85),
+            ("xor", 5, 0.35),
+            ("mul", 31, 0.45),
+            ("random", 23, 0.5),
+            ("sub", 31, 0.45),
+        ),
+    }[half]
+    return [
+        Setting(
+            half, task, size, "transformer", fraction, 0.005, decay, _seed(half, "late", task, decay),
+            init_scale=3.0, width=64, max_steps=_DECAYS[True][decay],
+        )
+        for decay in (1.0, 0.7, 2.0)
+        for task, size, fraction in cells
+    ]  # fmt: skip
 
 
 def _digits(half: Half) -> list[Setting]:
@@ -476,22 +501,3 @@ def _confused(half: Half) -> list[Setting]:
         Setting(half, "random", size, "onehot", 0.6, 0.02, 0.5, _seed(half, "narrow", number), 1.0, 6, 3000)
         for number in range(5)
     ]
-
-
-def extended(records: Sequence[RunRecord], longest: dict[bool, int]) -> list[Setting]:
-    """The negatives that were stopped too early to be told from late positives, with the length that they need.
-
-    Args:
-        records: What has been run.
-        longest: Steps beyond which a run is rather left censored, by whether it is a transformer.
-    """
-    from benchmarks._forecast_truth import needed_steps, truth_of
-
-    result = []
-    needed = needed_steps(records)
-    for record in records:
-        setting = record.setting
-        wanted = math.ceil(needed.get(setting.kind, 0))
-        if truth_of(record).grokked is None and setting.max_steps < wanted <= longest[setting.is_transformer]:
-            result.append(replace(setting, max_steps=wanted))
-    return result

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from grok_callbacks.forecast import OnsetTracker, Outcome, Thresholds
 
 if TYPE_CHECKING:
-    from benchmarks._forecast_suite import RunRecord
+    from benchmarks._forecast_suite import RunRecord, Setting
+
+Kind = tuple[str, bool, float]
 
 #: A negative is stopped no sooner than so many times the step at which the slowest positive of its kind generalised.
 PATIENCE = 3.0
@@ -76,28 +79,43 @@ def is_flat(steps: Sequence[int], accuracies: Sequence[float]) -> bool:
     return median_between(0.8, 1.0) - median_between(0.4, 0.6) <= FLAT
 
 
-def needed_steps(records: Iterable[RunRecord]) -> dict[tuple[bool, float, float], float]:
-    """How long a negative of each kind must be watched: three times the slowest positive.
+def horizons(records: Iterable[RunRecord], truths: Iterable[Truth]) -> dict[Kind, float]:
+    """For each kind of run the step by which its positives must have generalised.
 
-    A kind without positives, as without weight decay, takes the longest of its architecture and learning rate.
+    Negatives must have been watched three times as long. The horizon is the one that leaves most runs of the kind in: a later
+    one keeps slow positives, and an earlier one the negatives that were stopped too soon to be told from them. It depends on
+    when runs generalised and how long they were, and on no signal.
     """
-    slowest: dict[tuple[bool, float, float], float] = {}
-    kinds = set()
-    for record in records:
-        kind = record.setting.kind
-        kinds.add(kind)
-        truth = truth_of(record)
+    positives: dict[Kind, list[int]] = defaultdict(list)
+    negatives: dict[Kind, list[int]] = defaultdict(list)
+    for record, truth in zip(records, truths, strict=True):
         if truth.is_positive and truth.grokked is not None:
-            slowest[kind] = max(slowest.get(kind, 0.0), PATIENCE * truth.grokked)
-    for kind in kinds - set(slowest):
-        similar = [steps for other, steps in slowest.items() if other[:2] == kind[:2]]
-        if similar:
-            slowest[kind] = max(similar)
-    return slowest
+            positives[kind_of(record.setting)].append(truth.grokked)
+        elif truth.grokked is None and truth.memorized is not None:
+            negatives[kind_of(record.setting)].append(record.last_step)
+
+    def kept(kind: Kind, horizon: float) -> int:
+        return sum(step <= horizon for step in positives[kind]) + sum(step >= PATIENCE * horizon for step in negatives[kind])
+
+    return {kind: max(sorted(steps), key=lambda step: (kept(kind, step), step)) for kind, steps in positives.items()}
 
 
-def is_censored(record: RunRecord, truth: Truth, needed: dict[tuple[bool, float, float], float]) -> bool:
-    """Whether a run without late generalisation was watched too briefly to be called a negative."""
+def kind_of(setting: Setting) -> Kind:
+    """Runs that one waits for equally long: of one family, architecture and weight decay; none at all counts as weak."""
+    weakest = 0.7 if setting.is_transformer else 0.3
+    return setting.family, setting.is_transformer, max(setting.weight_decay, weakest)
+
+
+def is_censored(record: RunRecord, truth: Truth, known: Mapping[Kind, float]) -> bool:
+    """Whether the run's outcome cannot be trusted, or came too late for the negatives of its kind to be compared with it.
+
+    Random labels have nothing to be generalised, so no wait is too short for them.
+    """
+    horizon = known.get(kind_of(record.setting), 0.0)
+    if record.setting.task == "random":
+        return False
+    if truth.is_positive and truth.grokked is not None:
+        return truth.grokked > horizon
     if truth.grokked is not None:
         return False
-    return not truth.is_flat or record.last_step < needed.get(record.setting.kind, 0.0)
+    return not truth.is_flat or record.last_step < PATIENCE * horizon

@@ -17,9 +17,6 @@ def main() -> None:
     arguments = parsed()
     chosen = suite.settings(arguments.scale)
     suite.run_suite(chosen, arguments.cache, workers=arguments.workers, ray=arguments.ray)
-    records = suite.load_all(chosen, arguments.cache)
-    longer = suite.extended(records, {False: 16000, True: 9000})
-    suite.run_suite(longer, arguments.cache, workers=arguments.workers, ray=arguments.ray)
 
 
 def parsed() -> argparse.Namespace:
