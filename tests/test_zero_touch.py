@@ -6,9 +6,11 @@ import contextlib
 import io
 import json
 import pickle
+import re
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import lightning.pytorch as lightning
 import pytest
@@ -501,3 +503,28 @@ def test_it_says_what_it_does(configure, caplog):
     assert "attached GrokkingDetector, NormMonitor" in said[0]
     assert "training with WeightNoiseMixin(delta=0.5" in said[0]
     assert "attached" not in said[1]
+
+
+DOCS = (Path(__file__).parents[1] / "docs" / "zero_touch.md").read_text()
+EXAMPLES = re.findall(r"^```yaml\n(# grok\.yaml.*?)^```", DOCS, flags=re.M | re.S)
+
+
+@pytest.mark.parametrize("number", range(len(EXAMPLES)))
+def test_the_pages_examples_work(configure, monkeypatch, tmp_path, number):
+    (tmp_path / "my_project").mkdir()
+    (tmp_path / "my_project" / "batches.py").write_text("unpack = forward = loss = lambda *arguments: None\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    configure(EXAMPLES[number])
+    (attached,) = trainer().callbacks
+    assert attached._callbacks or attached._mixins
+
+
+def test_the_page_says_what_is_said(configure, caplog):
+    (sentence,) = re.findall(r"^GROK_CALLBACKS=grok.yaml(: attached.*)$", DOCS, flags=re.M)
+    configure("""
+        callbacks: [GrokkingDetector, NormMonitor]
+        mixins: [{class_path: WeightNoiseMixin, init_args: {delta: 0.01, parameters: mlp.*}}]
+        """)
+    with caplog.at_level("INFO"), pytest.raises(MisconfigurationException, match="matches nothing"):
+        fit()
+    assert any(record.message.endswith(sentence) for record in caplog.records)
