@@ -1,6 +1,6 @@
 """A Hydra application: data, module, Trainer and callbacks all come from conf/, and the monitors are one line there.
 
-pip install "grok-callbacks[hydra]"
+pip install "../..[hydra]"
 python train.py
 python train.py callbacks=none
 python train.py callbacks.norm.ord=1 trainer.max_epochs=200
