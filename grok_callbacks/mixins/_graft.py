@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from grok_callbacks._compat import MisconfigurationException
+from grok_callbacks._sharding import reshard
 from grok_callbacks.mixins._base import Mixin, explained
 
 __all__ = ["mixins_of", "with_mixins"]
@@ -324,6 +325,8 @@ class _Step:
             return
         if not self._module.__dict__.get("_grok_checked", False):
             _check(self._module)  # Outside a Trainer there is no start of a fit.
+        # After a validation FSDP2 has gathered weights in sight, whose memory it frees during the step.
+        reshard(self._module)
         self._penalties = {mixin: mixin.weight_penalty(self._module) for mixin in self._mixins}
         self._batch = batch = self.args[0] if self.args else next(iter(self.kwargs.values()), None)
         try:

@@ -5,8 +5,19 @@ from __future__ import annotations
 import torch
 
 from grok_callbacks import Monitor
+from grok_callbacks.mixins import (
+    CommutativityMixin,
+    InputNoiseMixin,
+    MuonMixin,
+    NormPenaltyMixin,
+    SpectralEntropyMixin,
+    WeightNoiseMixin,
+)
 from tests.callbacks._all_monitors import ALL_MONITORS
 from tests.matrix._modules import NUM_CLASSES, NUM_FEATURES, TOKENS
+
+#: Those that add to the loss or change the weights during a step.
+MIXINS_OF_THE_LOSS = ("SpectralEntropyMixin", "NormPenaltyMixin", "WeightNoiseMixin", "CommutativityMixin")
 
 
 def mirrored(inputs):
@@ -42,3 +53,38 @@ def all_monitors(on_tokens, **kwargs):
     own = settings(on_tokens)
     made = [make.func(**own.get(name, {}), **kwargs) for name, make in ALL_MONITORS.items()]
     return sorted(made, key=lambda monitor: type(monitor).analyse is not Monitor.analyse)
+
+
+def mixins(on_tokens):
+    """One of each by class name, and the same with the setting that leaves training as it is, where there is one."""
+    swap, on = (None, "embedding") if on_tokens else (mirrored, "input")
+    return {
+        "SpectralEntropyMixin": (SpectralEntropyMixin(0.1), SpectralEntropyMixin(0.0)),
+        "NormPenaltyMixin": (NormPenaltyMixin(0.01), NormPenaltyMixin(0.0)),
+        "WeightNoiseMixin": (WeightNoiseMixin(0.02), WeightNoiseMixin(0.0)),
+        "InputNoiseMixin": (InputNoiseMixin(0.1, 0.1, on=on), InputNoiseMixin(0.0, 0.0, on=on)),
+        "CommutativityMixin": (CommutativityMixin(1.0, swap), CommutativityMixin(0.0, swap)),
+        "MuonMixin": (MuonMixin(), None),
+    }
+
+
+#: What a mixin logs.
+LOGGED = {
+    "SpectralEntropyMixin": "grok/penalty/spectral_entropy",
+    "NormPenaltyMixin": "grok/penalty/norm",
+    "InputNoiseMixin": "grok/input_noise/sigma",
+    "CommutativityMixin": "grok/penalty/commutativity",
+}
+
+#: Cells that raise: the row, the column, and what the error says.
+_BY_HAND = "can't be used with manual optimisation: set `automatic_optimization = True`"
+REFUSED = {
+    **{(row, column): _BY_HAND for row in ("manual optimisation", "two optimisers") for column in MIXINS_OF_THE_LOSS},
+    ("FSDP2 on two processes", "MuonMixin"): "Muon orthogonalises whole matrices, and these are sharded (FSDP2): use DDP.",
+}
+
+#: The one key that is left out under FSDP2: it needs gradients, which FSDP2 keeps to itself.
+LEFT_OUT = "grok/robustness/input_gradient"
+
+#: Keys whose values depend on what was measured before.
+STATEFUL = ("representation/churn", "li2/weight_change", "li2/stage", "onset/", "forecast/")

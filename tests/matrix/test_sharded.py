@@ -9,14 +9,12 @@ import torch
 from torch import nn
 
 from grok_callbacks import NormMonitor, Recorder
+from tests.matrix._monitors import LEFT_OUT
 from tests.matrix._sharded import NETS, everything, make, measure
 from tests.metrics._ddp import run_on_two_ranks
 
 # A measure may have no value for an untrained model; that is not what is looked at here.
 pytestmark = pytest.mark.filterwarnings("ignore:.*; said once")
-
-#: What needs gradients, which FSDP2 keeps to itself.
-LEFT_OUT = "grok/robustness/input_gradient"
 
 
 @pytest.fixture(scope="module")

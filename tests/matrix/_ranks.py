@@ -1,0 +1,92 @@
+"""A Trainer on two ranks, replicated (DDP) and sharded (FSDP2): what one rank does, for :mod:`tests.matrix.test_two_ranks`."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+
+import torch
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+
+from grok_callbacks import EverySteps, Probe
+from tests.matrix._environments import STEPS, Environment, Task
+from tests.matrix._monitors import LOGGED, all_monitors, mixins
+
+SIZE = 16
+
+
+class Sharded(Task):
+    """Two parts of the network, and the rest of it, are sharded over the ranks."""
+
+    def configure_model(self):
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = self.device_mesh["data_parallel"]
+        if not hasattr(self.model.net[0].weight, "full_tensor"):
+            for part in (self.model.net[0], self.model.net[2], self):
+                fully_shard(part, mesh=mesh)
+
+
+def ddp():
+    return {"strategy": DDPStrategy()}
+
+
+def fsdp():
+    return {"strategy": ModelParallelStrategy(2, 1, save_distributed_checkpoint=False)}
+
+
+#: The rows that take two processes. Each rank's batches are half of the data, so that no two see the same.
+ROWS = {
+    "DDP on two processes": Environment(trainer=ddp),
+    "FSDP2 on two processes": Environment(make=Sharded, trainer=fsdp),
+    "FSDP2, bf16-mixed, accumulated": Environment(
+        make=Sharded, trainer=lambda: {**fsdp(), "precision": "bf16-mixed", "accumulate_grad_batches": 2}
+    ),
+}
+#: Rows in which mixins train as well.
+WITH_MIXINS = ("DDP on two processes", "FSDP2 on two processes")
+
+
+def fit(row, callbacks=(), used=()):
+    module, trainer = ROWS[row].fit(callbacks, used, devices=2, max_steps=STEPS)
+    return whole(module), trainer
+
+
+def whole(module):
+    state = module.state_dict()
+    return {name: value.full_tensor() if hasattr(value, "full_tensor") else value.clone() for name, value in state.items()}
+
+
+def everything(rank, folder):
+    """All that is asked of two ranks, in one start of them."""
+    torch.set_num_threads(1)
+    # The group is there already; Lightning is told that it need not launch anything.
+    os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    warnings.simplefilter("ignore")
+    return {row: in_row(row, Path(folder) / f"{number}.ckpt") for number, row in enumerate(ROWS)}
+
+
+def in_row(row, checkpoint):
+    monitors = all_monitors(False, schedule=EverySteps(STEPS), probe=Probe(size=SIZE), on_error="raise")
+    result = {"plain": fit(row)[0]}
+    result["watched"], trainer = fit(row, monitors)
+    trainer.save_checkpoint(checkpoint)
+    recorder = monitors[0]._recorder
+    result["values"] = {
+        type(monitor).__name__: {key: recorder.history[key].values[-1] for key in recorder.keys_of(monitor)}
+        for monitor in monitors
+    }
+    result["steps"] = sorted({step for series in recorder.history.values() for step in series.steps})
+    result["mixins"] = {}
+    if row in WITH_MIXINS:
+        idle = [idle for _, idle in mixins(False).values() if idle is not None]
+        result["idle"] = fit(row, used=idle)[0]
+        for column, (mixin, _) in mixins(False).items():
+            try:
+                weights, trainer = fit(row, used=[mixin])
+                logged = {key: float(trainer.callback_metrics[key]) for key in (LOGGED.get(column),) if key}
+                result["mixins"][column] = weights, logged
+            except ValueError as error:
+                result["mixins"][column] = str(error)
+    return result

@@ -1,0 +1,103 @@
+"""Every monitor and every mixin in the rows of the matrix that take two processes."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+from grok_callbacks import Probe, Recorder
+from tests.callbacks._all_monitors import ALL_MONITORS
+from tests.matrix._environments import STEPS
+from tests.matrix._modules import features
+from tests.matrix._monitors import LEFT_OUT, REFUSED, STATEFUL, all_monitors, mixins
+from tests.matrix._ranks import ROWS, SIZE, WITH_MIXINS, everything
+from tests.metrics._ddp import run_on_two_ranks
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("ranks")
+
+
+@pytest.fixture(scope="module")
+def two(folder):
+    return run_on_two_ranks(everything, str(folder))
+
+
+@pytest.fixture(scope="module")
+def of_the_twin(two):
+    """What the monitors find in one process and in one piece, with the weights that the run ended with."""
+    found = {}
+    for row, environment in ROWS.items():
+        train, validation = (TensorDataset(*features(count, seed)) for count, seed in ((24, 1), (8, 2)))
+        twin = environment.twin(two[0][row]["watched"])
+        monitors = all_monitors(False, on_error="raise")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found[row] = Recorder(twin, monitors, Probe(size=SIZE, train=train, validation=validation)).record(STEPS)
+    return found
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_training_is_the_same_with_all_monitors(two, row):
+    for result in two:
+        assert same(result[row]["plain"], result[row]["watched"])
+        assert result[row]["steps"] == [0, STEPS]
+    assert same(two[0][row]["plain"], two[1][row]["plain"])
+
+
+@pytest.mark.parametrize("column", ALL_MONITORS)
+@pytest.mark.parametrize("row", ROWS)
+def test_every_monitor_finds_what_it_finds_in_one_process(two, of_the_twin, row, column):
+    values, others = (result[row]["values"][column] for result in two)
+    assert values == pytest.approx(others, rel=0, abs=0, nan_ok=True)
+    compared = [key for key in values if key in of_the_twin[row] and not any(part in key for part in STATEFUL)]
+    assert compared or "analyse" in vars(ALL_MONITORS[column].func)
+    # Sums over ranks are taken in another order.
+    expected = {key: of_the_twin[row][key] for key in compared}
+    assert {key: values[key] for key in compared} == pytest.approx(expected, rel=1e-6, abs=1e-9, nan_ok=True)
+    assert sum(math.isfinite(value) for value in values.values()) >= 0.7 * len(values)
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_only_what_the_docs_name_is_missing(two, of_the_twin, row):
+    found = {key for values in two[0][row]["values"].values() for key in values}
+    missing = {key for key in of_the_twin[row] if "onset" not in key} - found
+    assert missing == ({LEFT_OUT} if row.startswith("FSDP2") else set())
+
+
+@pytest.mark.parametrize("row", WITH_MIXINS)
+def test_mixins_set_to_nothing_are_nothing(two, row):
+    assert all(same(result[row]["plain"], result[row]["idle"]) for result in two)
+
+
+@pytest.mark.parametrize("column", mixins(False))
+@pytest.mark.parametrize("row", WITH_MIXINS)
+def test_every_mixin_trains_or_says_why_not(two, row, column):
+    first, second = (result[row]["mixins"][column] for result in two)
+    if (row, column) in REFUSED:
+        assert first == second
+        assert first.startswith(column)
+        assert REFUSED[row, column] in first
+        return
+    assert same(first[0], second[0])
+    assert not same(first[0], two[0][row]["plain"])
+    assert all(value.isfinite().all() for value in first[0].values())
+    assert all(math.isfinite(value) for value in first[1].values())
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_checkpoints_hold_the_measurements(two, folder, row):
+    checkpoint = torch.load(folder / f"{list(ROWS).index(row)}.ckpt", weights_only=True)
+    states = checkpoint["callbacks"]
+    assert len(states) == len(ALL_MONITORS)
+    norm = next(state for label, state in states.items() if label.startswith("NormMonitor"))
+    assert norm["recorder"]["history"]["grok/norm"]["steps"].tolist() == [0, STEPS]
