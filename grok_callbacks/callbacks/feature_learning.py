@@ -78,6 +78,7 @@ class FeatureLearningMonitor(Monitor):
     `fit_threshold`). `fit_threshold=math.inf` gives the plain rule.
 
     Cost: one forward pass on the probe, a backward pass through the last layer, and a few n K (C + min(n, K)) multiplications.
+    Memory: some twenty times that of the probe's logits; with a large vocabulary give it a smaller probe.
     Source: Tian 2025 (arXiv 2509.21519); cosines, thresholds and hysteresis are ours.
 
     Args:
@@ -257,6 +258,8 @@ class _Feedback:
 
     @classmethod
     def of(cls, snapshot: Snapshot, last: LastLayer) -> _Feedback:
+        if len(snapshot.logits()) == 0:
+            raise ValueError("No prediction of the probe has a target; all are ignored.")
         features, targets = snapshot.activations(last.site), snapshot.batch().targets
         rows = last.rows(features, targets, snapshot)
         chosen = subset(len(rows)).to(rows.device)

@@ -296,7 +296,7 @@ def load_digits() -> tuple[Tensor, Tensor]:
     try:
         from sklearn import datasets
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("The digits data set comes with scikit-learn: pip install grok-callbacks[digits]") from error
+        raise ModuleNotFoundError("The digits data set comes with scikit-learn: pip install scikit-learn") from error
     digits = datasets.load_digits()
     images = torch.as_tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
     return images, torch.as_tensor(digits.target, dtype=torch.int64)

@@ -153,7 +153,7 @@ class PairTaskDataModule(_SplitDataModule):
 class DigitsDataModule(_SplitDataModule):
     """Scikit-learn's 1,797 digits ``(1, 8, 8)``: a few to train on, the rest to validate.
 
-    Needs scikit-learn: ``pip install grok-callbacks[digits]``.
+    Needs scikit-learn: ``pip install scikit-learn``.
 
     Args:
         train_size: Number of images that are trained on.

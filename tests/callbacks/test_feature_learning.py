@@ -245,6 +245,11 @@ class TestLayers:
         residual = wanted - (features.double() @ weight).softmax(1)
         assert_measured(measured(model, Probe(train=(TOKENS, targets))), expected(features, wanted, residual, weight))
 
+    def test_predictions_without_a_target(self):
+        probe = Probe(train=(TOKENS, torch.full_like(TOKENS, -100)))
+        with pytest.warns(UserWarning, match="No prediction of the probe has a target"):
+            assert Recorder(Tied(), [FeatureLearningMonitor()], probe).record(step=0) == {}
+
     def test_a_named_layer_with_something_after_it(self):
         """Outputs centred over classes, as in the paper: what the layer receives is the centred residual."""
 
