@@ -66,7 +66,7 @@ def run_figure(history: History, title: str = "", *, summary: RunSummary | None 
         accuracies.set_ylabel("Accuracy")
         accuracies.legend(loc="center left", fontsize=8, frameon=False)
     for panel, (chart, curves) in zip(panels, charts.items(), strict=True):
-        shown = draw_chart(panel, curves)
+        shown = draw_chart(panel, chart, curves)
         panel.set_ylabel(_in_lines(chart.title), fontsize=8, parse_math=False)
         _add_legend(panel, shown, len(curves))
     for panel in axes:
@@ -102,7 +102,7 @@ def draw_accuracies(axes: Axes, summary: RunSummary) -> dict[str, str]:
     return {name: _ACCURACY_COLORS[name] for name in summary.accuracies}
 
 
-def draw_chart(axes: Axes, curves: Mapping[str, Series]) -> dict[str, str]:
+def draw_chart(axes: Axes, chart: Chart, curves: Mapping[str, Series]) -> dict[str, str]:
     """Draw curves.
 
     Returns:
@@ -118,6 +118,9 @@ def draw_chart(axes: Axes, curves: Mapping[str, Series]) -> dict[str, str]:
     values = [value for series in curves.values() for value in series.values if math.isfinite(value)]
     if min(values) > 0 and max(values) / min(values) > 300:
         axes.set_yscale("log")
+    if chart.family == "forecast" and max(values) <= 1:
+        # A probability that hardly moves should look it.
+        axes.set_ylim(-0.03, 1.05)
     return shown
 
 

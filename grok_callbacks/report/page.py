@@ -165,8 +165,7 @@ class _Page:
             if value in _STAGES:
                 begun.setdefault(int(value), step)
         rows = [[escape(_STAGES[stage]), f"{step:,}"] for stage, step in sorted(begun.items())]
-        disagrees = self.summary.outcome == "memorisation" and self.summary.stage == 3
-        note = _rest(self.summary.verdict) if disagrees else "A stage is no verdict on generalisation."
+        note = _rest(self.summary.verdict) or "A stage is no verdict on generalisation."
         return f"<h3>Stages of feature learning</h3>{_table(['stage', 'from step'], rows)}<p>{escape(note)}</p>"
 
     def _forecast(self) -> str:
@@ -210,7 +209,7 @@ class _Page:
     def _chart(self, chart: Chart, curves: Mapping[str, Series]) -> str:
         figure = _new_figure(2.1)
         axes = figure.subplots()
-        shown = draw_chart(axes, curves)
+        shown = draw_chart(axes, chart, curves)
         mark_events(axes, self.summary)
         set_step_axis(axes, self.history)
         hidden = len(curves) - len(shown)
