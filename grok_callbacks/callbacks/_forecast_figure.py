@@ -29,6 +29,7 @@ def course(
         generalized: The step at which the run had generalised.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogFormatter
 
     figure = Figure(figsize=(7, 5.5), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
@@ -43,8 +44,11 @@ def course(
     )
     below.plot(expected.steps, expected.values, marker=".", color=_FORECAST, label="expected")
     if generalized is not None:
-        below.axhline(generalized, color=_GENERALISED, linestyle="--", linewidth=1)
+        below.axhline(generalized, color=_GENERALISED, linestyle="--", linewidth=1, label="true step")
     below.set(xlabel="step", ylabel="step of generalising", xscale="log", yscale="log")
+    for axis in (below.xaxis, below.yaxis):
+        axis.set_major_formatter(LogFormatter())
+        axis.set_minor_formatter(LogFormatter(labelOnlyBase=False))
     for axes in (above, below):
         axes.grid(alpha=0.25)
         for name, step, colour in (

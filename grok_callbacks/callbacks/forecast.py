@@ -20,6 +20,7 @@ from grok_callbacks.callbacks.linear_mapping_number import LinearMappingNumberMo
 from grok_callbacks.callbacks.monitor import Monitor
 from grok_callbacks.callbacks.norm import NormMonitor
 from grok_callbacks.callbacks.representation import RepresentationMonitor
+from grok_callbacks.callbacks.robustness import RobustnessMonitor
 from grok_callbacks.callbacks.spectral_entropy import SpectralEntropyMonitor
 from grok_callbacks.callbacks.weight_entropy import WeightEntropyMonitor
 from grok_callbacks.forecast.features import MODES, Mode, extract, measured_keys, phrase
@@ -43,6 +44,7 @@ _SOURCES: dict[str, type[Monitor]] = {
     "weight_entropy": WeightEntropyMonitor,
     "sparsity": ActivationSparsityMonitor,
     "representation": RepresentationMonitor,
+    "robustness": RobustnessMonitor,
 }
 
 # Present in every history, so no measurement that a forecast could rest on.
