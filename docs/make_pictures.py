@@ -94,7 +94,8 @@ def draw(family: str, runs: dict[str, History]) -> Figure:
     columns = [words for words in runs if found[words] or family == "detector"]
     figure = Figure(figsize=(8.4, 0.5 + 2.2 * len(charts)), layout="constrained")
     panels = figure.subplots(len(charts), len(columns), sharey="row", sharex=True, squeeze=False)
-    for row, chart in zip(panels, charts, strict=True):
+    longest = max(runs.values(), key=lambda history: history["grok/norm"].steps[-1])
+    for number, (row, chart) in enumerate(zip(panels, charts, strict=True)):
         for axes, words in zip(row, columns, strict=True):
             summary = summarize(runs[words])
             curves = found[words].get(chart, {})
@@ -102,9 +103,9 @@ def draw(family: str, runs: dict[str, History]) -> Figure:
                 draw_accuracies(axes, summary) if family == "detector" else draw_chart(axes, chart, curves) if curves else {}
             )
             mark_events(axes, summary)
-            set_step_axis(axes, runs[words])
+            set_step_axis(axes, longest)
             axes.tick_params(labelsize=8)
-            if row is panels[0]:
+            if number == 0:
                 axes.set_title(f"{words}\n{events_in_words(summary)}", fontsize=9)
         row[0].set_ylabel(chart.title.replace(" (", "\n("), fontsize=8)
         handles = [line for line in row[0].lines if line.get_linestyle() == "-"]

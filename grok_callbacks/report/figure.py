@@ -116,7 +116,8 @@ def draw_chart(axes: Axes, chart: Chart, curves: Mapping[str, Series]) -> dict[s
     axes.tick_params(labelsize=8)
     axes.grid(alpha=0.25)
     values = [value for series in curves.values() for value in series.values if math.isfinite(value)]
-    if min(values) > 0 and max(values) / min(values) > 300:
+    # Not for a single point that is small, such as a cosine before training.
+    if min(values) > 0 and max(values) / sorted(values)[len(values) // 10] > 300:
         axes.set_yscale("log")
     if chart.family == "forecast" and max(values) <= 1:
         # A probability that hardly moves should look it.
