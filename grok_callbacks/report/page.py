@@ -137,7 +137,12 @@ class _Page:
             mark_events(axes, self.summary)
         set_step_axis((below or [strip])[0], self.history)
         rows = [
-            [f"{_swatch(_PHASES[phase][0])}{phase}", f"{start:,}", f"{end:,}", escape(_PHASES[phase][1])]
+            [
+                f'<span class="phase">{_swatch(_PHASES[phase][0])}{phase}</span>',
+                f"{start:,}",
+                f"{end:,}",
+                escape(_PHASES[phase][1]),
+            ]
             for phase, start, end in phases
         ]
         return (
@@ -359,6 +364,7 @@ i { display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin
 .table { overflow-x: auto; margin-bottom: 1rem; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .2rem .8rem .2rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
+.phase { white-space: nowrap; }
 th { font-weight: 600; color: var(--soft); }
 summary { cursor: pointer; color: var(--soft); font-size: .85rem; }
 pre { overflow-x: auto; font-size: .8rem; }
