@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import sys
@@ -17,6 +19,7 @@ from torch.utils.data import DataLoader
 from grok_callbacks import AtValidation, EverySteps, Monitor, Probe
 from tests._common import Counting, Logits, Plain, Stream, loader, samples, trainer
 from tests.callbacks._all_monitors import all_monitors
+from tests.callbacks.test_forecast import Events, Norms, forecaster, model
 
 
 class Summing(Monitor):
@@ -123,7 +126,20 @@ def everything(folder):
         *run(folder / "resumed", ckpt_path=folder / "x.ckpt", extra=stopping(), enable_checkpointing=True)
     )
     results["failures"] = failures(folder)
+    results["warned"] = forecasting(folder / "warned", norm=0.3)
+    results["hopeless"] = forecasting(folder / "hopeless", norm=3.0)
     return results
+
+
+def forecasting(folder, norm):
+    """A forecast that warns, or gives the run up."""
+    said, printed = [], io.StringIO()
+    forecast = forecaster(1, model=model(wait=2), stop_hopeless=True, on_warning=lambda forecast: said.append(forecast.step))
+    callbacks = [Norms(norm, change_at=4, every=1), Events(2, every=1), forecast]
+    with contextlib.redirect_stdout(printed):
+        result = report(*run(folder, callbacks=callbacks, max_steps=14, module=Plain()))
+    lines = [line for line in printed.getvalue().splitlines() if "generalise" in line]
+    return {**result, "said": said, "printed": lines, "should_stop": forecast.should_stop}
 
 
 def failures(folder):

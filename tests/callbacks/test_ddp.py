@@ -53,7 +53,7 @@ def comparable(history):
 
 CASES = [
     "all", "per rank", "iterable", "budget", "resumed", "before 0", "before 1", "between 0", "between 1", "after 0", "after 1",
-    "analysis 0", "analysis 1",
+    "analysis 0", "analysis 1", "warned", "hopeless",
 ]  # fmt: skip
 
 
@@ -117,6 +117,24 @@ def test_a_conclusion_that_fails_on_one_rank_is_switched_off_on_both(two, rank):
         assert len(case["switched_off"]) == 1
         assert case["history"]["grok/conclusion"][0] == [0, 1]
         assert case["history"]["grok/count"][0] == [0, 1, 2, 3, 4]
+
+
+def test_a_forecast_is_the_same_on_both_ranks_and_said_by_one(two):
+    first, second = two[0]["warned"], two[1]["warned"]
+    assert first["history"]["grok/forecast/probability"][0][-1] == first["steps"] == 14
+    assert len(first["said"]) == 1
+    assert first["said"] == second["said"], "the function is called on both"
+    assert len(first["printed"]) == 1
+    assert second["printed"] == []
+    assert not first["should_stop"]
+
+
+def test_both_ranks_give_a_hopeless_run_up_at_once(two):
+    first, second = two[0]["hopeless"], two[1]["hopeless"]
+    assert first["steps"] == second["steps"] < 14
+    assert first["should_stop"]
+    assert second["should_stop"]
+    assert [len(case["printed"]) for case in (first, second)] == [1, 0]
 
 
 def test_rank_0_decides_on_the_budget(two):
