@@ -83,7 +83,7 @@ def bootstrap(statistic: Callable[[np.ndarray], float], size: int, draws: int = 
     generator = np.random.default_rng(seed)
     values = np.array([statistic(generator.integers(size, size=size)) for _ in range(draws)]) if size else np.array([])
     values = values[np.isfinite(values)]
-    return (math.nan, math.nan) if not len(values) else (float(np.quantile(values, 0.025)), float(np.quantile(values, 0.975)))
+    return (math.nan, math.nan) if len(values) == 0 else (float(np.quantile(values, 0.025)), float(np.quantile(values, 0.975)))
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def area(judged: Sequence[Judged], moment: str) -> tuple[Figure, int, int]:
     pairs = [(one.score_at(moment), one.case.is_positive) for one in judged if one.case.index_at(_at(one, moment)) is not None]
     scores, labels = np.array([pair[0] for pair in pairs]), np.array([pair[1] for pair in pairs], dtype=bool)
     low, high = bootstrap(lambda index: auroc(scores[index], labels[index]), len(pairs))
-    value = auroc(scores, labels) if len(pairs) else math.nan
+    value = auroc(scores, labels) if pairs else math.nan
     return Figure(value, low, high, len(pairs)), int(labels.sum()), int((~labels).sum())
 
 
@@ -143,11 +143,7 @@ def _split(cases: Sequence[Case], scheme: str) -> Iterable[tuple[list[Case], lis
         if scheme == "in-family":
             yield others, own, lambda case: case.setting.seed // 2 % 5
             continue
-        left_out: Callable[[Case], Hashable]
-        if scheme == "family left out":
-            left_out = family_of
-        else:
-            left_out = architecture_of
+        left_out: Callable[[Case], Hashable] = family_of if scheme == "family left out" else architecture_of
         for name in sorted({left_out(case) for case in own}, key=str):
             yield (
                 [case for case in others if left_out(case) != name],

@@ -126,8 +126,8 @@ def extract(
 ) -> dict[str, float]:
     """All features of a mode at a step.
 
-    Nothing that was measured later than ``step`` is read. No name of a layer or a task plays a part: where a measure has several
-    layers, their mean, lowest value or spread is taken.
+    Nothing that was measured later than ``step`` is read. No name of a layer or a task plays a part: where a measure has
+    several layers, their mean, lowest value or spread is taken.
 
     Args:
         history: What has been measured.
@@ -143,7 +143,7 @@ def extract(
         ValueError: If ``step`` lies before ``memorized_step``, or there is no such mode.
 
     Cost:
-        Some ten microseconds a series.
+        About a millisecond for a network of ten layers.
 
     Example:
         >>> from grok_callbacks import History

@@ -53,7 +53,8 @@ class Prediction:
         lower: Step by which it will have generalised with a chance of 10%, if it does at all.
         median: The same with an even chance.
         upper: The same with 90%.
-        contributions: What each known feature adds to the log-odds, the largest first.
+        contributions: What each known feature adds to the log-odds, the largest first; features that only tell when are not
+            among them.
         missing: Features that were not measured, which count as their mean.
     """
 
@@ -159,7 +160,11 @@ class ForecastModel:
         """
         standardised = {name: term.standardised(features.get(name, math.nan)) for name, term in self.terms.items()}
         missing = tuple(name for name in self.terms if not math.isfinite(features.get(name, math.nan)))
-        added = {name: self.terms[name].log_odds * z for name, z in standardised.items() if name not in missing}
+        added = {
+            name: self.terms[name].log_odds * z
+            for name, z in standardised.items()
+            if self.terms[name].log_odds and name not in missing
+        }
         log_wait = self.log_wait + sum(self.terms[name].log_wait * z for name, z in standardised.items())
         lower, median, upper = (max(step, 1) * (1 + math.exp(log_wait + quantile)) for quantile in self.wait_quantiles)
         return Prediction(
