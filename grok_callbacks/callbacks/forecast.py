@@ -23,7 +23,7 @@ from grok_callbacks.callbacks.representation import RepresentationMonitor
 from grok_callbacks.callbacks.robustness import RobustnessMonitor
 from grok_callbacks.callbacks.spectral_entropy import SpectralEntropyMonitor
 from grok_callbacks.callbacks.weight_entropy import WeightEntropyMonitor
-from grok_callbacks.forecast.features import MODES, Mode, extract, measured_keys, phrase
+from grok_callbacks.forecast.features import FEATURES, MODES, Mode, extract, phrase
 from grok_callbacks.forecast.model import ForecastModel
 from grok_callbacks.history import History
 from grok_callbacks.snapshot import ModelView, Snapshot
@@ -124,7 +124,8 @@ class GrokkingForecast(Monitor):
 
     Args:
         mode: ``"train"`` goes by the training data alone; ``"inputs"`` also by the answers to validation inputs, whose labels
-            it never reads; by default the latter where such answers are measured.
+            it never reads; ``"labels"`` by these, too; by default ``"inputs"`` where such answers are measured, else
+            ``"train"``.
         threshold: The probability to warn at; by default the model's own, which 5% of the calibration runs that did not grok
             reached.
         on_warning: Called with the :class:`Forecast` when it warns, on every rank, so that it may save a checkpoint or end the
@@ -222,22 +223,35 @@ class GrokkingForecast(Monitor):
                 f"{self.label} cannot tell when the run memorises: {self._stand_in_error} Or add a GrokkingDetector with the "
                 "names of the metrics that the module logs."
             )
-        needed = self._sources()
-        missing = [source for source in needed if not any(isinstance(peer, source) for peer in self._peers())]
-        names = ", ".join(source.__name__ for source in missing)
+        sources = self._sources()
+        missing = {
+            source.__name__: is_deciding
+            for source, is_deciding in sources.items()
+            if not any(isinstance(peer, source) for peer in self._peers())
+        }
         # Another person's monitor may log anything.
-        if len(missing) == len(needed) and all(_is_ours(peer) for peer in self._peers()):
+        is_known = all(_is_ours(peer) for peer in self._peers())
+        if is_known and 0 < sum(sources.values()) == sum(missing.values()):
+            names = ", ".join(name for name, is_deciding in missing.items() if is_deciding)
             raise ValueError(
-                f"{self.label} reads what other monitors measure, and there are none with the prefix {self.prefix!r}. "
+                f"{self.label} reads what other monitors measure, and there are none of these with the prefix {self.prefix!r}. "
                 f"Add {names}, as many of them as you like, or take default_callbacks()."
             )
         if missing and self._recorder is not None and self._recorder.is_first_rank:
+            names = ", ".join(missing)
             warnings.warn(f"{self.label} goes without what {names} would measure, and is less sure for it.", stacklevel=2)
 
-    def _sources(self) -> list[type[Monitor]]:
-        """Who measures what the mode reads."""
-        families = {key.split("/")[1] for key in measured_keys(self.mode or "inputs", prefix="")}
-        return [source for family, source in _SOURCES.items() if family in families]
+    def _sources(self) -> dict[type[Monitor], bool]:
+        """Who measures what our models read, and whether it bears on the probability or only on the step."""
+        modes: tuple[Mode, ...] = (self.mode,) if self.mode is not None else ("train", "inputs")
+        models = [self.model] if self.model is not None else [ForecastModel.load(mode) for mode in modes]
+        found: dict[type[Monitor], bool] = {}
+        for name, term in (item for model in models for item in model.terms.items()):
+            measure = FEATURES[name].measure
+            source = None if measure is None else _SOURCES.get(measure.key.partition("/")[0])
+            if source is not None:
+                found[source] = found.get(source, False) or term.log_odds != 0
+        return found
 
     def _peers(self) -> list[Monitor]:
         """The monitors with our prefix."""

@@ -31,6 +31,7 @@ from grok_callbacks._compat import MisconfigurationException
 from grok_callbacks.callbacks.forecast import Forecast, in_percent
 from grok_callbacks.forecast import MODES, ForecastModel
 from grok_callbacks.forecast.model import Term
+from grok_callbacks.tasks import one_hot_recipe
 from tests._common import Plain, events, fit, loader, samples, trainer
 from tests.callbacks.test_namespaces import CLIS, NAMESPACES, data_of, module_of
 
@@ -362,23 +363,27 @@ def test_needs_something_to_go_by(namespace):
         with contextlib.redirect_stdout(io.StringIO()):
             trainer(callbacks, namespace, **kwargs).fit(module_of(namespace)(), loader())
 
-    with pytest.raises(MisconfigurationException, match=r"reads what other monitors measure.*Add NormMonitor"):
+    with pytest.raises(MisconfigurationException, match=r"reads what other monitors measure.*Add .*LinearMappingNumberMonitor"):
         start(GrokkingForecast(), GrokkingDetector())
-    with pytest.raises(MisconfigurationException, match="none with the prefix 'mine'"):
+    with pytest.raises(MisconfigurationException, match="none of these with the prefix 'mine'"):
         start(GrokkingForecast(prefix="mine"), NormMonitor())
+    only_when = model(terms={"norm.since": Term(0, 1, 0.0, 1.0), "lmn.since": Term(0, 1, 1.0, 1.0)})
+    with pytest.raises(MisconfigurationException, match=r"reads what other.*Add LinearMappingNumberMonitor, as many"):
+        start(GrokkingForecast(model=only_when), NormMonitor())
     unreadable = Probe(unpack=lambda batch: batch[7])
     with pytest.raises(MisconfigurationException, match=r"cannot tell when the run memorises.*Or add a GrokkingDetector"):
-        start(GrokkingForecast(probe=unreadable), NormMonitor())
-    start(GrokkingForecast(probe=unreadable), NormMonitor(), GrokkingDetector("train_acc", "val_acc"), max_steps=1)
+        start(GrokkingForecast(probe=unreadable, model=model()), NormMonitor())
+    start(
+        GrokkingForecast(probe=unreadable, model=model()), NormMonitor(), GrokkingDetector("train_acc", "val_acc"), max_steps=1
+    )
 
 
 @pytest.mark.filterwarnings("default:.*goes without what.*would measure")
 def test_says_once_what_is_missing():
-    with pytest.warns(UserWarning, match=r"goes without what LinearMappingNumberMonitor, .* would measure") as caught:
-        follow([Norms(), Events(), forecaster()])
+    several = model(terms={f"{name}.since": Term(0, 1, 1.0, 0) for name in ("norm", "lmn", "loss", "circuit_complexity")})
+    with pytest.warns(UserWarning, match=r"without what LinearMappingNumberMonitor, CircuitComplexityMonitor would") as caught:
+        follow([Norms(), Events(), forecaster(model=several)])
     assert len(caught) == 1
-    assert " NormMonitor" not in str(caught[0].message)
-    assert "RepresentationMonitor" in str(caught[0].message)
 
 
 @pytest.mark.filterwarnings("error:.*goes without what.*would measure")
@@ -414,14 +419,15 @@ class Answers(RepresentationMonitor):
     ("mode", "answers", "expected"),
     [(None, True, "inputs"), (None, False, "train"), ("train", True, "train"), ("inputs", False, "inputs")],
 )
-def test_modes(mode, answers, expected):
+def test_modes(monkeypatch, mode, answers, expected):
+    shipped = {each: model(each, log_odds=float(number)) for number, each in enumerate(MODES)}
+    monkeypatch.setattr(ForecastModel, "load", shipped.__getitem__)
     monitors = [Norms(0.5), Events(), *([Answers(schedule=EverySteps(EVERY))] if answers else [])]
     forecast = GrokkingForecast(mode, schedule=EverySteps(EVERY))
     follow([*monitors, forecast])
-    shipped = ForecastModel.load(expected)(forecast.history, 1000, 100)
-    assert forecast.forecast.probability == shipped.probability
-    others = [ForecastModel.load(other)(forecast.history, 1000, 100).probability for other in MODES if other != expected]
-    assert shipped.probability not in others
+    probabilities = {each: one(forecast.history, 1000, 100).probability for each, one in shipped.items()}
+    assert len(set(probabilities.values())) == len(MODES)
+    assert forecast.forecast.probability == probabilities[expected]
 
 
 @pytest.mark.parametrize(
@@ -620,9 +626,9 @@ def test_command_lines(namespace, tmp_path, monkeypatch):
     init_args = {"mode": "inputs", "threshold": 0.3, "on_warning": f"{__name__}.remember", "stop_hopeless": True}
     callbacks = [
         {"class_path": "grok_callbacks.GrokkingForecast", "init_args": init_args},
-        {"class_path": "grok_callbacks.NormMonitor"},
+        {"class_path": "grok_callbacks.LinearMappingNumberMonitor"},
         {"class_path": "grok_callbacks.GrokkingForecast", "init_args": {"prefix": "other"}},
-        {"class_path": "grok_callbacks.NormMonitor", "init_args": {"prefix": "other"}},
+        {"class_path": "grok_callbacks.LinearMappingNumberMonitor", "init_args": {"prefix": "other"}},
     ]
     settings = {
         "accelerator": "cpu", "max_steps": 2, "enable_progress_bar": False, "enable_model_summary": False, "logger": False,
@@ -637,3 +643,38 @@ def test_command_lines(namespace, tmp_path, monkeypatch):
     given, other = (one for one in cli.trainer.callbacks if isinstance(one, GrokkingForecast))
     assert (given.mode, given.threshold, given.stop_hopeless, given.on_warning.__name__) == ("inputs", 0.3, True, "remember")
     assert other.on_warning is None
+
+
+# A network that groks.
+
+
+def learn(weight_decay, steps=560):
+    """The demo's network in a loop of its own, watched by the standard preset on its default schedule."""
+    module, data, _ = one_hot_recipe(weight_decay=weight_decay)
+    train, validation = data.train_set, data.val_set
+    probe = Probe(train=(train.inputs, train.targets), validation=(validation.inputs, validation.targets))
+    monitors = default_callbacks("standard")
+    recorder = Recorder(module, monitors, probe)
+    optimizer = module.configure_optimizers()
+    for step in range(steps + 1):
+        recorder.record(step)
+        optimizer.zero_grad()
+        module.compute_loss(module(train.inputs), train.targets).backward()
+        optimizer.step()
+    chosen = {type(monitor): monitor for monitor in monitors}
+    return chosen[GrokkingForecast], chosen[GrokkingDetector]
+
+
+def test_a_network_that_groks_is_announced():
+    forecast, detector = learn(1.0)
+    assert detector.outcome == "grokking"
+    assert detector.memorized_step + EVERY <= forecast.warning.step < detector.grokked_step
+    assert forecast.warning.lower <= detector.grokked_step <= forecast.warning.upper
+    assert forecast.history["grok/forecast/probability"].steps[-1] <= detector.onset_step
+
+
+def test_a_network_that_only_memorises_is_not():
+    forecast, detector = learn(0.0)
+    assert detector.outcome == "memorisation"
+    assert forecast.warning is None
+    assert len(forecast.history["grok/forecast/probability"]) > 10
