@@ -397,10 +397,11 @@ class TestStage:
             first.record(step=step)
         with torch.no_grad():
             model[0].weight.mul_(3)
-        second = Recorder(model, [Scripted(script[3:])], Probe(train=DATA))
+        going_on = Scripted(script[3:])
         # The script is a setting, hence part of the name.
-        (state,) = first.state_dict().values()
-        second.load_state_dict({second.monitors[0].label: state})
+        going_on._label = first.monitors[0].label
+        second = Recorder(model, [going_on], Probe(train=DATA))
+        second.load_state_dict(first.state_dict())
         values = second.record(step=3)
         assert values["grok/li2/stage"] == 3
         assert values["grok/li2/weight_change"] == pytest.approx(2)

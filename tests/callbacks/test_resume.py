@@ -110,6 +110,7 @@ def test_stopped_at_the_end_of_an_epoch(tmp_path, stop):
     assert len(grok(tmp_path / "parts")["grok/onset/memorized_step"]) == 1
 
 
+@pytest.mark.filterwarnings("ignore:No validation in this run")
 @pytest.mark.parametrize("stop", [1, 2, 7, 10, 13])
 def test_stopped_amid_an_epoch(tmp_path, stop):
     """With one batch that is always the same, so that Lightning comes out at the same weights."""

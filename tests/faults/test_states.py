@@ -129,9 +129,17 @@ def test_whatever_is_changed_is_noticed(state, data):
 @settings(derandomize=True, deadline=None, max_examples=12)
 @given(data=st.data())
 def test_a_bit_that_is_flipped_in_a_tensor_is_noticed(state, data):
-    label = data.draw(st.sampled_from([label for label in sorted(state) if state[label]["recorder"]["active"]]))
-    tensors = [path for path in leaves(state[label]) if isinstance(get(state[label], path), torch.Tensor)]
-    path = data.draw(st.sampled_from([path for path in tensors if get(state[label], path).numel()]))
+    active = [label for label in sorted(state) if state[label]["recorder"]["active"]]
+    tensors = {
+        label: [
+            path
+            for path in leaves(state[label])
+            if isinstance(get(state[label], path), torch.Tensor) and get(state[label], path).numel()
+        ]
+        for label in active
+    }
+    label = data.draw(st.sampled_from([label for label in active if tensors[label]]))
+    path = data.draw(st.sampled_from(tensors[label]))
     tensor = get(state[label], path).clone().contiguous()
     raw = tensor.reshape(-1).view(torch.uint8)
     raw[data.draw(st.integers(0, len(raw) - 1))] ^= 1 << data.draw(st.integers(0, 7))

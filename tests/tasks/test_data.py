@@ -225,5 +225,5 @@ def test_digits_without_scikit_learn_say_what_to_install(monkeypatch):
         return real_import(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", no_sklearn)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install grok-callbacks\[digits\]"):
+    with pytest.raises(ModuleNotFoundError, match="pip install scikit-learn"):
         load_digits()
