@@ -111,7 +111,7 @@ class Coded:
         exponent: Of its own one, in quarters of an octave above that.
         scales: For the factors of the tight encoding the binary logarithm of each singular value.
         sides: Which indices were transformed.
-        error: Squared error against the tensor, that of factors to first order.
+        error: Squared error against the tensor, that of factors to first order; of the tight encoding only.
     """
 
     arrays: tuple[Tensor, ...]
@@ -147,6 +147,16 @@ class Coded:
                 left = left * torch.tensor(self.scales, dtype=torch.float64).neg().exp2().unsqueeze(1)
             return (left.T @ right * self.step**2).view(rows, columns)
         return _transform(self.arrays[0].double(), self.sides).view(rows, columns) * self.step
+
+
+@dataclass(frozen=True)
+class _Rounded:
+    """Codes of two factors, the pairs that do not round to nothing, and the squared error that is added."""
+
+    left: Tensor
+    right: Tensor
+    kept: Tensor
+    lost: float
 
 
 class Matrix:
@@ -209,14 +219,23 @@ class Matrix:
         A bin size so fine that float32 could not tell the multiples of ``V_k`` apart leaves the matrix as it is.
         """
         step = _step(bin_size, exponent)
+        return Coded(tuple((array / step).round_().long() for array in self._paper_arrays(rank, step)), bin_size, exponent)
+
+    def _paper_arrays(self, rank: int | None, step: float) -> tuple[Tensor, ...]:
+        """What :meth:`paper` rounds."""
         if rank is None or step * MAX_CODE < 1:
-            codes = (self.values / step).round()
-            return Coded((codes.long(),), bin_size, exponent, error=float((codes * step - self.values).square().sum()))
-        left, s, right = (part[:rank] for part in self.svd)
-        codes_left, codes_right = (left / step).round(), (right / step).round()
-        noise = (codes_left * step - left).square().sum(1) + s.square() * (codes_right * step - right).square().sum(1)
-        error = float(noise.sum() + self.svd[1][rank:].square().sum())
-        return Coded((codes_left.long(), codes_right.long()), bin_size, exponent, error=error)
+            return (self.values,)
+        return self.svd[0][:rank], self.svd[2][:rank]
+
+    def paper_error(self, rank: int | None, bin_size: float, exponent: int) -> float:
+        """Squared error of :meth:`paper`, that of factors to first order."""
+        step = _step(bin_size, exponent)
+        arrays = self._paper_arrays(rank, step)
+        lost = [((array / step).round_() * step - array).square().sum(1) for array in arrays]
+        if len(arrays) == 1:
+            return float(lost[0].sum())
+        squares = self.svd[1].square()
+        return float((lost[0] + squares[:rank] * lost[1]).sum() + squares[rank:].sum())
 
     def direct(self, bin_size: float, exponent: int) -> Coded:
         """The matrix, transformed where that helps, rounded to multiples of the bin size."""
@@ -244,35 +263,39 @@ class Matrix:
         ``u s`` and ``v s`` to multiples of Delta adds ``Delta^2 / 12`` per entry to the product's squared error. The
         decoder divides by the singular value, rounded to a power of two. Pairs that round to nothing are dropped.
         """
-        sides, left, right = self.transformed_factors
-        s = self.svd[1]
-        rest = float(s[rank:].square().sum()) if rank is not None else 0.0
-        left, s, right = left[:rank], s[:rank], right[:rank]
-        weights = (s / _power_of_two(s)).square()
-
-        def at(extra: int) -> tuple[Tensor, Tensor, Tensor, float]:
-            width = _step(bin_size, exponent + extra)
-            codes_left, codes_right = (left / width).round(), (right / width).round()
-            kept = codes_left.any(1) & codes_right.any(1)
-            lost = (codes_left * width - left).square().sum(1)
-            lost = lost + weights * (codes_right * width - right).square().sum(1)
-            return codes_left, codes_right, kept, float(torch.where(kept, lost, s.square()).sum())
-
+        step = _step(bin_size, exponent)
         # Where no entry rounds to zero, the noise is that of as many uniform errors as there are entries.
         rows, columns = self.values.shape
-        entries = max(1, int((s > self._noise_floor(_step(bin_size, exponent))).sum())) * (rows + columns)
+        entries = max(1, int((self.svd[1][:rank] > self._noise_floor(step)).sum())) * (rows + columns)
         low, high = _FACTOR_EXPONENTS
         extra = min(max(round(_QUARTERS * math.log2(rows * columns / entries) / 2), low), high)
-        found = at(extra)
-        while found[3] > noise and extra > low:
+        found = self._rounded_factors(rank, _step(bin_size, exponent + extra))
+        while found.lost > noise and extra > low:
             extra -= 1
-            found = at(extra)
-        while extra < high and (coarser := at(extra + 1))[3] <= noise:
+            found = self._rounded_factors(rank, _step(bin_size, exponent + extra))
+        while extra < high and (coarser := self._rounded_factors(rank, _step(bin_size, exponent + extra + 1))).lost <= noise:
             extra, found = extra + 1, coarser
-        codes_left, codes_right, kept, lost = found
-        scales = tuple(int(scale) for scale in _power_of_two(s[kept]).log2())
-        arrays = codes_left[kept].long(), codes_right[kept].long()
-        return Coded(arrays, bin_size, exponent + extra, scales, sides, lost + rest)
+        return self._coded_factors(rank, found, bin_size, exponent + extra)
+
+    def factors_at(self, rank: int | None, bin_size: float, exponent: int) -> Coded:
+        """Factors at a bin size of their own, which :meth:`factors` has found."""
+        return self._coded_factors(rank, self._rounded_factors(rank, _step(bin_size, exponent)), bin_size, exponent)
+
+    def _rounded_factors(self, rank: int | None, width: float) -> _Rounded:
+        _, left, right = self.transformed_factors
+        left, s, right = left[:rank], self.svd[1][:rank], right[:rank]
+        codes_left, codes_right = (left / width).round_(), (right / width).round_()
+        kept = codes_left.any(1) & codes_right.any(1)
+        lost = (codes_left * width - left).square().sum(1)
+        lost = lost + (s / _power_of_two(s)).square() * (codes_right * width - right).square().sum(1)
+        return _Rounded(codes_left, codes_right, kept, float(torch.where(kept, lost, s.square()).sum()))
+
+    def _coded_factors(self, rank: int | None, found: _Rounded, bin_size: float, exponent: int) -> Coded:
+        s = self.svd[1]
+        rest = float(s[rank:].square().sum()) if rank is not None else 0.0
+        scales = tuple(int(scale) for scale in _power_of_two(s[:rank][found.kept]).log2().tolist())
+        arrays = found.left[found.kept].long(), found.right[found.kept].long()
+        return Coded(arrays, bin_size, exponent, scales, self.transformed_factors[0], found.lost + rest)
 
 
 def _power_of_two(values: Tensor) -> Tensor:
@@ -346,11 +369,19 @@ def entries(tensors: Sequence[Tensor]) -> list[Entry]:
 
 @dataclass(frozen=True)
 class _Measured:
-    """One tensor under a plan: bits (for the paper's encoding those beside the counted codes), squared error, counts."""
+    """What is remembered of one tensor under a plan.
+
+    Attributes:
+        bits: In the paper's encoding those beside the counted codes.
+        counts: Of the codes, in the paper's encoding.
+        error: Squared error, in the tight encoding.
+        factors: The exponent of its factors' bin size, where the tight encoding has chosen factors.
+    """
 
     bits: float
-    error: float
-    counts: tuple[int, Tensor] | None
+    counts: tuple[int, Tensor] | None = None
+    error: float = 0.0
+    factors: int | None = None
 
 
 @dataclass
@@ -398,11 +429,9 @@ class Network:
             total += bits
         return total
 
-    def _code(self, index: int, rank: int | None, plan: Plan) -> tuple[Coded, float]:
-        """One tensor under a plan, and its predicted bits."""
+    def _choose(self, index: int, rank: int | None, plan: Plan) -> tuple[Coded, float]:
+        """One tensor in the tight encoding, in the form that promises the fewest bits, and these."""
         matrix, exponent = self.matrices[index], plan.exponent(index)
-        if self.encoding == "paper":
-            return matrix.paper(rank, plan.bin_size, exponent), 0.0
         direct = matrix.direct(plan.bin_size, exponent)
         bits = self._bits(index, direct) if rank is None else math.inf
         if rank is None and not (matrix.factorable and bits > _ZERO_BITS and matrix.low_rank(direct.step)):
@@ -411,28 +440,39 @@ class Network:
         factor_bits = self._bits(index, factors)
         return (factors, factor_bits) if factor_bits < bits else (direct, bits)
 
+    def _code(self, index: int, plan: Plan) -> Coded:
+        """One tensor under a plan."""
+        matrix, exponent = self.matrices[index], plan.exponent(index)
+        rank = matrix.rank(plan.threshold)
+        if self.encoding == "paper":
+            return matrix.paper(rank, plan.bin_size, exponent)
+        chosen = self._measure(plan, index).factors
+        return matrix.direct(plan.bin_size, exponent) if chosen is None else matrix.factors_at(rank, plan.bin_size, chosen)
+
     def code(self, plan: Plan) -> dict[int, Coded]:
         """Every rounded tensor under a plan."""
-        return {
-            index: self._code(index, matrix.rank(plan.threshold), plan)[0]
-            for index, matrix in self.matrices.items()
-            if plan.only is None or index in plan.only
-        }
+        return {index: self._code(index, plan) for index in self.matrices if plan.only is None or index in plan.only}
 
     def _measure(self, plan: Plan, index: int) -> _Measured:
         """What is remembered of one tensor under a plan."""
         rank, exponent = self.matrices[index].rank(plan.threshold), plan.exponent(index)
         key = index, rank, plan.bin_size, exponent
         if key not in self._measured:
-            coded, bits = self._code(index, rank, plan)
-            counts = None
             if self.encoding == "paper":
-                arrays = [array for array in _paper_order(coded) if array.numel()]
-                shift = max(0, math.ceil(math.log2(max(self.peak / coded.step, 1.0))) - _COUNTED_BITS)
-                bits = shift * sum(array.numel() for array in arrays)
-                counts = _integers.neighbour_counts(arrays, shift) if arrays else None
-            self._measured[key] = _Measured(bits, coded.error, counts)
+                coded = self.matrices[index].paper(rank, plan.bin_size, exponent)
+                self._measured[key] = self._counted(coded)
+            else:
+                coded, bits = self._choose(index, rank, plan)
+                self._measured[key] = _Measured(bits, error=coded.error, factors=coded.exponent if coded.factored else None)
         return self._measured[key]
+
+    def _counted(self, coded: Coded) -> _Measured:
+        """The codes of the paper's encoding, counted down to the bits below which bzip2 finds nothing."""
+        arrays = [array for array in _paper_order(coded) if array.numel()]
+        if not arrays:
+            return _Measured(0.0)
+        shift = max(0, math.ceil(math.log2(max(self.peak / coded.step, 1.0))) - _COUNTED_BITS)
+        return _Measured(shift * sum(array.numel() for array in arrays), _integers.neighbour_counts(arrays, shift))
 
     def bits(self, plan: Plan, indices: Iterable[int] | None = None) -> float:
         """Predicted bits of some tensors' codes under a plan, by default of all."""
@@ -448,7 +488,10 @@ class Network:
 
     def error(self, plan: Plan, index: int) -> float:
         """Squared error of one tensor under a plan."""
-        return self._measure(plan, index).error
+        if self.encoding == "tight":
+            return self._measure(plan, index).error
+        matrix = self.matrices[index]
+        return matrix.paper_error(matrix.rank(plan.threshold), plan.bin_size, plan.exponent(index))
 
     def restore(self, coded: Mapping[int, Coded]) -> dict[str, Tensor]:
         """The weights with the coded tensors replaced by their coarse versions."""

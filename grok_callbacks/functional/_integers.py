@@ -192,8 +192,9 @@ def predicted(codes: Tensor, contexts: int | None = None) -> tuple[float, int]:
     return bits + split.shift * codes.numel() + _STREAM_BITS, best
 
 
-# Magnitudes that bzip2 is taken to tell apart in what stands beside a code.
+# Magnitudes that bzip2 is taken to tell apart in what stands beside a code, and the class of each up to the last.
 _NEIGHBOURS = (1, 3, 7, 15, 31, 63)
+_CLASS_OF = torch.bucketize(torch.arange(_NEIGHBOURS[-1] + 1), torch.tensor(_NEIGHBOURS), right=True).to(torch.int32)
 
 
 def neighbour_counts(arrays: Sequence[Tensor], shift: int) -> tuple[int, Tensor]:
@@ -206,12 +207,12 @@ def neighbour_counts(arrays: Sequence[Tensor], shift: int) -> tuple[int, Tensor]
         arrays: Codes, at least one.
         shift: Low bits of the codes that are left out.
     """
-    codes = torch.cat([array.flatten() for array in arrays])
-    following = torch.bucketize(codes.roll(-1).abs(), torch.tensor(_NEIGHBOURS), right=True)
-    symbols = codes >> shift
-    first = int(symbols.min())
-    size = int(symbols.max()) - first + 1
-    counts = torch.bincount(following * size + (symbols - first), minlength=(len(_NEIGHBOURS) + 1) * size)
+    codes = torch.cat([array.flatten() for array in arrays]).to(torch.int32)
+    following = _CLASS_OF.index_select(0, codes.roll(-1).abs_().clamp_(max=_NEIGHBOURS[-1]))
+    symbols = codes >> shift if shift else codes
+    first, last = (int(bound) for bound in torch.aminmax(symbols))
+    size = last - first + 1
+    counts = torch.bincount(following.mul_(size).add_(symbols).sub_(first), minlength=(len(_NEIGHBOURS) + 1) * size)
     return first, counts.view(-1, size)
 
 

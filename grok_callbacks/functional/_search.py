@@ -28,20 +28,24 @@ _STEPS = (2, 1)
 # Steps of the bin size between predicted sizes, where none is known yet; sizes this close to the one sought will do.
 _STRIDE = 48
 _CLOSE = 0.98
+# Bits for each number where a search begins.
+_FIRST_BITS = 3.5
 # A loss is taken to grow like this power of the bin size until two points on a ray say otherwise.
 _LOSS_POWER = 2.5
 _POWER_RANGE = (1.0, 8.0)
 # The next guess aims at this share of the allowance; distortions below the floor, a share as well, say no more than that.
 _AIM = 0.85
 _FLOOR = 1e-3
+# A ray on which the loss falls more slowly than this power of the bin size, far from the allowance, is given up.
+_FLAT_POWER = 0.5
 # Furthest that a guess goes from what is known, in octaves down and up.
 _REACH = (4, 2)
 # Steps of the bin size that end a first and a final approach to the allowance; losses that a first one may take.
 _TOLERANCE, _FINAL_TOLERANCE = 16, 3
 _FIRST_LOSSES = 2
-# How far beyond the boundary to look once more, where the distortion is within this multiple of the allowance.
-_JUMPS = (3, 6)
-_NEARLY = 1.5
+# How far beyond the boundary to look once more, as long as the distortion is within this multiple of the allowance.
+_JUMPS = (4, 8)
+_NEARLY = 1.2
 # How much shorter a ray must promise to be to be followed.
 _GAIN = 0.99
 # Where the distortion is beyond this multiple of the allowance at equal size, nothing shorter is sought.
@@ -259,17 +263,29 @@ class Search:
         # Far outside the loss saturates, and says less about the way down than experience does.
         return min(max(power, _LOSS_POWER if inside is None else _POWER_RANGE[0]), _POWER_RANGE[1])
 
+    def _is_flat(self, ray: int, allowance: float) -> bool:
+        """Whether finer bin sizes hardly help any more on a ray that nothing is allowed on: its rank is too low."""
+        finest = sorted(self.rays[ray].losses.items())[:2]
+        if len(finest) < 2 or ray == self._full:
+            return False
+        (finer, low), (coarser, high) = finest
+        fall = math.log2(max(high, allowance) / max(low, allowance)) / ((coarser - finer) / _PER_OCTAVE)
+        return fall < _FLAT_POWER
+
     def _guess(self, ray: int, allowance: float, tolerance: int) -> int | None:
         """The next bin size to try on a ray, or ``None`` where the boundary is known well enough."""
         inside, outside = self._bracket(ray, allowance)
         if inside is None:
-            if outside is None or outside <= self.bottom:
+            if outside is None or outside <= self.bottom or self._is_flat(ray, allowance):
                 return None
         elif inside >= self.top or (outside is not None and outside - inside <= tolerance):
             return None
         elif outside is None and self.rays[ray].losses[inside] <= _FLOOR * allowance:
             return self.top
-        known = [index for index in (inside, outside) if index is not None]
+        if inside is not None and outside is not None and outside - inside <= _TOLERANCE:
+            return (inside + outside) // 2
+        # That everything rounds to zero at the top says nothing of where the boundary is.
+        known = [index for index in (inside, outside) if index is not None and (index < self.top or inside is None)]
         nearest = min(known, key=lambda index: abs(self._log_ratio(ray, index, allowance)))
         shift = -self._log_ratio(ray, nearest, allowance) / self._power(ray, allowance)
         guess = nearest + round(min(max(shift, -_REACH[0]), _REACH[1]) * _PER_OCTAVE)
@@ -298,12 +314,16 @@ class Search:
 
     def _jump(self, ray: int, allowance: float) -> None:
         """Look a little beyond the boundary: the loss is not quite monotone, and may come back below the allowance."""
-        for jump in _JUMPS:
-            _, outside = self._bracket(ray, allowance)
-            if outside is None or outside + jump > self.top or self.rays[ray].losses[outside] > _NEARLY * allowance:
+        _, outside = self._bracket(ray, allowance)
+        for jump in (0, *_JUMPS):
+            if outside is None or outside + jump > self.top:
                 return
-            if self.loss(ray, outside + jump, [(ray, outside + other) for other in _JUMPS]) < allowance:
+            distortion = self.loss(ray, outside + jump, [(ray, outside + other) for other in _JUMPS])
+            if distortion < allowance:
                 self.follow(ray, allowance, _FINAL_TOLERANCE)
+                return
+            if distortion > _NEARLY * allowance:
+                return
 
     # --- all rays ---
 
@@ -367,12 +387,11 @@ class Search:
         return best
 
     def _start(self) -> int:
-        """Where to begin: a bin size of half the root mean square of all numbers, or the one that was shared out."""
-        count = sum(matrix.values.numel() for matrix in self.network.matrices.values())
-        square = sum(self._squares.values())
-        if self.exponents or square == 0:
+        """Where to begin: a bin size at which a number takes some bits, or the one that was shared out."""
+        if self.exponents:
             return min(max(0, self.bottom), self.top)
-        return min(max(round(_PER_OCTAVE * math.log2(math.sqrt(square / count) / 2)), self.bottom), self.top)
+        count = sum(matrix.values.numel() for matrix in self.network.matrices.values())
+        return self.shorter(self._full, _FIRST_BITS * count)
 
     def _first(self, allowance: float) -> Found | None:
         """A place to improve on: on the ray that was the best for the last allowance, or on the full one."""
