@@ -68,8 +68,9 @@ def main() -> None:
             measuring = sum(recorder.seconds.values())
             forecasts = recorder.history.get("grok/forecast/probability", ())
             rows.append(
-                [name, f"{steps:,}", f"{bare:.2f}", f"{seconds:.2f}", len(norms), len(forecasts), f"{seconds / bare:.3f}",
-                 f"{1 + measuring / bare:.3f}", f"{1000 * measuring / len(norms):.0f}", needed(bare / steps, measuring / len(norms))]  # noqa: E501
+                [name, f"{steps:,}", f"{bare:.2f}", f"{seconds:.2f}", len(norms), len(forecasts),
+                 f"{seconds / bare:.3f}", f"{1 + measuring / bare:.3f}", f"{1000 * measuring / len(norms):.0f}",
+                 needed(bare / steps, measuring / len(norms))]  # noqa: E501
             )  # fmt: skip
             # Clock time by monitor, on a machine that does nothing else, as shares of the bare run.
             shares[f"{name}, {steps:,}"] = {label: value / bare for label, value in recorder.seconds.items()}
