@@ -70,7 +70,7 @@ def main() -> None:
             rows.append(
                 [name, f"{steps:,}", f"{bare:.2f}", f"{seconds:.2f}", len(norms), len(forecasts),
                  f"{seconds / bare:.3f}", f"{1 + measuring / bare:.3f}", f"{1000 * measuring / len(norms):.0f}",
-                 needed(bare / steps, measuring / len(norms))]  # noqa: E501
+                 needed(bare / steps, measuring / len(norms))]
             )  # fmt: skip
             # Clock time by monitor, on a machine that does nothing else, as shares of the bare run.
             shares[f"{name}, {steps:,}"] = {label: value / bare for label, value in recorder.seconds.items()}
