@@ -47,6 +47,9 @@ _SOURCES: dict[str, type[Monitor]] = {
     "robustness": RobustnessMonitor,
 }
 
+#: The mode that a measurement makes possible, the one that is right most often first.
+_SIGNS: dict[Mode, str] = {"labels": "loss/validation", "inputs": "representation/prediction_entropy"}
+
 # Present in every history, so no measurement that a forecast could rest on.
 _CLOCK = "time"
 _MOST_REASONS = 3
@@ -124,7 +127,8 @@ class GrokkingForecast(Monitor):
 
     Args:
         mode: ``"train"`` goes by the training data alone; ``"inputs"`` also by the answers to validation inputs, whose labels
-            it never reads; ``"labels"`` by these, too; by default ``"inputs"`` where such answers are measured, else
+            it never reads; ``"labels"`` by these, too, and is right far more often. By default what has been measured decides:
+            ``"labels"`` where there is a validation loss, else ``"inputs"`` where there are answers to validation inputs, else
             ``"train"``.
         threshold: The probability to warn at; by default the model's own, which 5% of the calibration runs that did not grok
             reached.
@@ -243,7 +247,7 @@ class GrokkingForecast(Monitor):
 
     def _sources(self) -> dict[type[Monitor], bool]:
         """Who measures what our models read, and whether it bears on the probability or only on the step."""
-        modes: tuple[Mode, ...] = (self.mode,) if self.mode is not None else ("train", "inputs")
+        modes: tuple[Mode, ...] = (self.mode,) if self.mode is not None else MODES
         models = [self.model] if self.model is not None else [ForecastModel.load(mode) for mode in modes]
         found: dict[type[Monitor], bool] = {}
         for name, term in (item for model in models for item in model.terms.items()):
@@ -307,8 +311,8 @@ class GrokkingForecast(Monitor):
     def _model_for(self, history: History) -> ForecastModel:
         if self.model is not None:
             return self.model
-        has_answers = f"{self.prefix}/representation/prediction_entropy" in history
-        return ForecastModel.load(self.mode or ("inputs" if has_answers else "train"))
+        found = (mode for mode, key in _SIGNS.items() if f"{self.prefix}/{key}" in history)
+        return ForecastModel.load(self.mode or next(found, "train"))
 
     def _made_by(self, model: ForecastModel, history: History, step: int, memorized: int) -> Forecast | None:
         """The model's forecast, ``None`` if nothing has been measured that it could rest on."""

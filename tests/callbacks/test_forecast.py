@@ -407,22 +407,32 @@ def test_the_standard_preset_has_all_that_it_reads():
 # Modes.
 
 
-class Answers(RepresentationMonitor):
+class Measured(RepresentationMonitor):
+    def __init__(self, *keys):
+        super().__init__(schedule=EverySteps(EVERY))
+        self.keys = keys
+
     def bind(self, view):
         pass
 
     def measure(self, snapshot):
-        return {"representation/prediction_entropy": 1.0}
+        return dict.fromkeys(self.keys, 1.0)
+
+
+ANSWERS, LOSS = "representation/prediction_entropy", "loss/validation"
 
 
 @pytest.mark.parametrize(
-    ("mode", "answers", "expected"),
-    [(None, True, "inputs"), (None, False, "train"), ("train", True, "train"), ("inputs", False, "inputs")],
-)
-def test_modes(monkeypatch, mode, answers, expected):
+    ("mode", "measured", "expected"),
+    [
+        (None, [ANSWERS, LOSS], "labels"), (None, [LOSS], "labels"), (None, [ANSWERS], "inputs"), (None, [], "train"),
+        ("train", [ANSWERS, LOSS], "train"), ("inputs", [], "inputs"), ("inputs", [ANSWERS, LOSS], "inputs"),
+    ],
+)  # fmt: skip
+def test_modes(monkeypatch, mode, measured, expected):
     shipped = {each: model(each, log_odds=float(number)) for number, each in enumerate(MODES)}
     monkeypatch.setattr(ForecastModel, "load", shipped.__getitem__)
-    monitors = [Norms(0.5), Events(), *([Answers(schedule=EverySteps(EVERY))] if answers else [])]
+    monitors = [Norms(0.5), Events(), Measured(*measured)]
     forecast = GrokkingForecast(mode, schedule=EverySteps(EVERY))
     follow([*monitors, forecast])
     probabilities = {each: one(forecast.history, 1000, 100).probability for each, one in shipped.items()}
@@ -648,9 +658,9 @@ def test_command_lines(namespace, tmp_path, monkeypatch):
 # A network that groks.
 
 
-def learn(weight_decay, steps=560):
+def learn(weight_decay, steps=560, **settings):
     """The demo's network in a loop of its own, watched by the standard preset on its default schedule."""
-    module, data, _ = one_hot_recipe(weight_decay=weight_decay)
+    module, data, _ = one_hot_recipe(weight_decay=weight_decay, **settings)
     train, validation = data.train_set, data.val_set
     probe = Probe(train=(train.inputs, train.targets), validation=(validation.inputs, validation.targets))
     monitors = default_callbacks("standard")
@@ -678,3 +688,10 @@ def test_a_network_that_only_memorises_is_not():
     assert detector.outcome == "memorisation"
     assert forecast.warning is None
     assert len(forecast.history["grok/forecast/probability"]) > 10
+
+
+def test_random_labels_are_not():
+    forecast, detector = learn(1.0, task="random")
+    assert detector.outcome == "memorisation"
+    assert forecast.warning is None
+    assert max(forecast.history["grok/forecast/probability"].values) < ForecastModel.load("labels").threshold
