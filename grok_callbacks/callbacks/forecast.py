@@ -311,8 +311,9 @@ class GrokkingForecast(Monitor):
     def _model_for(self, history: History) -> ForecastModel:
         if self.model is not None:
             return self.model
-        found = (mode for mode, key in _SIGNS.items() if f"{self.prefix}/{key}" in history)
-        return ForecastModel.load(self.mode or next(found, "train"))
+        if self.mode is not None:
+            return ForecastModel.load(self.mode)
+        return ForecastModel.load(next((mode for mode, key in _SIGNS.items() if f"{self.prefix}/{key}" in history), "train"))
 
     def _made_by(self, model: ForecastModel, history: History, step: int, memorized: int) -> Forecast | None:
         """The model's forecast, ``None`` if nothing has been measured that it could rest on."""
