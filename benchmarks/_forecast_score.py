@@ -136,10 +136,10 @@ def _at(one: Judged, moment: str) -> float:
 
 
 def _split(cases: Sequence[Case], scheme: str) -> Iterable[tuple[list[Case], list[Case], Callable[[Case], Hashable]]]:
-    """Calibration runs, runs to judge, and what is held out together inside calibration."""
+    """Calibration runs, runs to judge, and what is held out together inside calibration; runs that do not count are neither."""
     for half in ("A", "B"):
-        others = [case for case in cases if case.setting.half != half]
-        own = [case for case in cases if case.setting.half == half]
+        others = [case for case in cases if case.setting.half != half and case.judged]
+        own = [case for case in cases if case.setting.half == half and case.judged]
         if scheme == "in-family":
             yield others, own, lambda case: case.setting.seed // 2 % 5
             continue
@@ -167,11 +167,7 @@ def forecasts(cases: Sequence[Case], mode: Mode, scheme: str) -> list[Judged]:
     result = []
     for known, unseen, group in _split(cases, scheme):
         calibrated = calibrate(known, mode, group)
-        result += [
-            Judged(case, calibrated.fit.probabilities(case), calibrated.threshold, calibrated)
-            for case in unseen
-            if len(case.steps)
-        ]
+        result += [Judged(case, calibrated.fit.probabilities(case), calibrated.threshold, calibrated) for case in unseen]
     return result
 
 
@@ -179,17 +175,16 @@ def by_hyper_parameters(cases: Sequence[Case], scheme: str) -> list[Judged]:
     """The same by a predictor that knows the hyper-parameters and no signal."""
     result = []
     for known, unseen, _ in _split(cases, scheme):
-        usable = [case for case in known if case.judged]
-        table = np.array([hyper_parameters(case.setting) for case in usable])
+        table = np.array([hyper_parameters(case.setting) for case in known])
         mean, scale = table.mean(0), np.maximum(table.std(0), 1e-9)
-        labels = np.array([float(case.is_positive) for case in usable])
-        beta = logistic((table - mean) / scale, labels, np.ones(len(usable)), 1.0)
+        labels = np.array([float(case.is_positive) for case in known])
+        beta = logistic((table - mean) / scale, labels, np.ones(len(known)), 1.0)
 
         def score(case: Case, beta: np.ndarray = beta, mean: np.ndarray = mean, scale: np.ndarray = scale) -> float:
             return float(beta[0] + (hyper_parameters(case.setting) - mean) / scale @ beta[1:])
 
-        threshold = threshold_at([score(case) for case in usable if not case.is_positive])
-        result += [Judged(case, np.full(len(case.steps), score(case)), threshold) for case in unseen if len(case.steps)]
+        threshold = threshold_at([score(case) for case in known if not case.is_positive])
+        result += [Judged(case, np.full(len(case.steps), score(case)), threshold) for case in unseen]
     return result
 
 
@@ -213,7 +208,7 @@ def by_rival(cases: Sequence[Case], rival: Rival, *, own_rule: bool = False) -> 
         result += [
             Judged(case, np.nan_to_num(sign * chosen[index], nan=-1e9) if own_rule else sign * chosen[index], threshold)
             for index, case in enumerate(cases)
-            if case.setting.half == half and len(case.steps)
+            if case.setting.half == half and case.judged
         ]
     return result
 

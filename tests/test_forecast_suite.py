@@ -309,6 +309,25 @@ def test_the_shipped_model_is_the_fitted_one():
                 assert model(history, int(step), case.truth.memorized).probability == pytest.approx(probability, rel=1e-3)
 
 
+def test_runs_whose_end_is_unknown_are_not_scored():
+    records = [
+        record_of(replace(SHORT, seed=seed, half="AB"[seed % 2]), [0.12] * 30 + ([0.95] * 3 if seed % 3 else [0.12] * 60))
+        for seed in range(12)
+    ]
+    cases = [replace(case, status="censored") if case.setting.seed in (4, 5, 6, 9) else case for case in data.cases_of(records)]
+    expected = {seed for seed in range(12) if seed not in (4, 5, 6, 9)}
+    by_norm = rivals.Rival("norm", (rivals.level("grok/norm"),))
+    for judged in (
+        score.forecasts(cases, "train", "in-family"),
+        score.by_hyper_parameters(cases, "in-family"),
+        score.by_rival(cases, by_norm),
+        score.by_rival(cases, by_norm, own_rule=True),
+    ):
+        assert {one.case.setting.seed for one in judged} == expected
+        _, positives, negatives = score.area(judged, "memorised + 100")
+        assert positives + negatives == len(expected)
+
+
 def test_every_rival_has_a_number_at_every_forecast():
     record = suite.train(replace(SHORT, max_steps=300))
     case = data.cases_of([record])[0]
