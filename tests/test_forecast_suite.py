@@ -311,7 +311,7 @@ def test_the_shipped_model_is_the_fitted_one():
 
 def test_runs_whose_end_is_unknown_are_not_scored():
     records = [
-        record_of(replace(SHORT, seed=seed, half="AB"[seed % 2]), [0.12] * 30 + ([0.95] * 3 if seed % 3 else [0.12] * 60))
+        record_of(replace(SHORT, seed=seed, half="AB"[seed % 2]), [0.12] * 30 + ([0.95] * 3 if seed % 3 else [0.12] * 90))
         for seed in range(12)
     ]
     cases = [replace(case, status="censored") if case.setting.seed in (4, 5, 6, 9) else case for case in data.cases_of(records)]
