@@ -6,7 +6,7 @@ import bz2
 import math
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -47,6 +47,8 @@ _QUARTERS = 4
 _SCALE_BITS = 2.0
 # Leading bits of the codes that are counted for a prediction.
 _COUNTED_BITS = 11
+# Vectors below this share of all numbers are predicted at this many bin sizes an octave.
+_SMALL, _ROUGH = 0.01, 2
 # Bits of an array of zeros.
 _ZERO_BITS = 8.0
 _LEFT, _RIGHT = 1, 2
@@ -165,6 +167,7 @@ class Matrix:
     def __init__(self, values: Tensor, *, factorable: bool) -> None:
         self.values = values
         self.factorable = factorable and min(values.shape) > 0
+        self._ranks: dict[float, int | None] = {}
 
     @cached_property
     def svd(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -183,6 +186,11 @@ class Matrix:
         """Singular values kept at ``threshold``, where storing two factors takes fewer numbers than the matrix; else None."""
         if not self.factorable:
             return None
+        if threshold not in self._ranks:
+            self._ranks[threshold] = self._rank(threshold)
+        return self._ranks[threshold]
+
+    def _rank(self, threshold: float) -> int | None:
         sums = self.svd[1].cumsum(0)
         target = threshold * float(sums[-1]) * (1 - _SLACK)
         rank = min(int((sums < target).sum()) + 1, len(sums)) if target > 0 else 0
@@ -405,6 +413,13 @@ class Network:
                 matrix = real.to(device="cpu", dtype=torch.float64).reshape(entry.matrix_shape)
                 self.matrices[index] = Matrix(matrix, factorable=len(entry.shape) >= 2)
 
+    @cached_property
+    def _small(self) -> frozenset[int]:
+        """Vectors that are a small share of all numbers: their sizes need not be known at every bin size."""
+        total = sum(matrix.values.numel() for matrix in self.matrices.values())
+        vectors = [index for index, matrix in self.matrices.items() if not matrix.factorable]
+        return frozenset(index for index in vectors if self.matrices[index].values.numel() < _SMALL * total)
+
     @property
     def finite(self) -> bool:
         """Whether all numbers are finite, and within what float32 holds the products of."""
@@ -446,7 +461,7 @@ class Network:
         rank = matrix.rank(plan.threshold)
         if self.encoding == "paper":
             return matrix.paper(rank, plan.bin_size, exponent)
-        chosen = self._measure(plan, index).factors
+        chosen = self._measure(plan, index).factors if matrix.factorable else None
         return matrix.direct(plan.bin_size, exponent) if chosen is None else matrix.factors_at(rank, plan.bin_size, chosen)
 
     def code(self, plan: Plan) -> dict[int, Coded]:
@@ -478,8 +493,9 @@ class Network:
         """Predicted bits of some tensors' codes under a plan, by default of all."""
         total = 0.0
         pools: dict[int, list[tuple[int, Tensor]]] = {}
+        rough = replace(plan, bin_size=2 ** (round(_ROUGH * math.log2(plan.bin_size)) / _ROUGH))
         for index in self.matrices if indices is None else indices:
-            measured = self._measure(plan, index)
+            measured = self._measure(rough if index in self._small else plan, index)
             total += measured.bits
             if measured.counts is not None:
                 # bzip2 sees one stream: tensors of one bin size share their codes' frequencies.

@@ -44,10 +44,10 @@ _REACH = (4, 2)
 _TOLERANCE, _FINAL_TOLERANCE = 16, 3
 _FIRST_LOSSES = 2
 # How far beyond the boundary to look once more, as long as the distortion is within this multiple of the allowance.
-_JUMPS = (4, 8)
+_JUMPS = (6,)
 _NEARLY = 1.2
 # How much shorter a ray must promise to be to be followed.
-_GAIN = 0.99
+_GAIN = 0.98
 # Where the distortion is beyond this multiple of the allowance at equal size, nothing shorter is sought.
 _HOPELESS = 20.0
 # What bzip2 gains at most where codes differ in the highest byte.

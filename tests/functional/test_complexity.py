@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import dataclasses
 import math
 import threading
 
@@ -344,6 +345,28 @@ def test_promise_is_kept(network, encoding, two_sided, per_layer):
         assert result.bits == 8 * len(result.payload)
     loose, strict, middle = results
     assert loose.bits <= middle.bits <= strict.bits < naive_size(weights)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_one_search_serves_several_epsilons(network, encoding):
+    """Fewer losses than a search for each, and no longer descriptions to speak of."""
+    weights, loss = network
+    epsilons = (0.02, 0.1, 0.5)
+    together = rate_distortion(weights, loss, epsilons, encoding)
+    apart = [rate_distortion(weights, loss, epsilon, encoding) for epsilon in epsilons]
+    assert together[0].evaluations < 0.9 * sum(result.evaluations for result in apart)
+    for ours, alone in zip(together, apart, strict=True):
+        assert ours.bits <= 1.03 * alone.bits
+
+
+def test_result_is_frozen(network):
+    weights, loss = network
+    result = rate_distortion(weights, loss)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        result.bits = 0.0
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        result.stored["out.weight"].rank = 1
+    assert result.stored["out.weight"].shape == (10, 96)
 
 
 def test_two_sided_rule_forbids_improvement():
