@@ -124,8 +124,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "Ratios above 1: `singular_values` is faster than `svdvals`. `half` is of half the full rank; `decay` has singular "
         "values\nover eight decades, down to the rounding of the float32 entries. Times are of the processor with one thread, "
         "of the wall clock with more.\nNumPy's BLAS has one thread throughout (`OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1`, "
-        "set by the benchmark). `svdvals`\nstays, after a sample of the rows, where other routes don't pay: square matrices, "
-        "and\n`half` and `decay` unless one side is 32 times the other and the matrix large.\n\n" + "\n\n".join(tables)
+        "set by the benchmark). An SVD\nstays, after a sample of the rows, where other routes don't pay: square matrices, "
+        "and `half` and `decay`\nunless one side is 32 times the other.\n\n" + "\n\n".join(tables)
     )
     _common.publish(text, arguments.output)
 

@@ -9,21 +9,22 @@ where its smallest eigenvalue is resolved; otherwise only of what is left when t
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from grok_callbacks.functional._common import entropy, to_double
 
+_Array: TypeAlias = npt.NDArray[np.float64]
+
 # Rows per column from which the fast routes are tried: below it they gain little where they work and cost most where
 # they don't.
 _TALL = 3
-# Multiplications of a Gram matrix below which a route's fixed costs are no longer small beside what it saves: for one
-# pass over the matrix, and for two.
+# Multiplications of a Gram matrix below which a route's fixed costs are no longer small beside what it saves.
 _WORTH_WHILE = 10_000_000
-_WORTH_TWO_PASSES = 30_000_000
 # Rows per column from which an unresolved Gram matrix's eigenvectors, and a second Gram matrix, cost less than an SVD.
 _VERY_TALL = 32
 # Smallest eigenvalue of a Gram matrix, relative to the largest, that is trusted. Rounding moves an eigenvalue by a few
@@ -32,10 +33,12 @@ _RESOLVED = 1e-10
 # Eigenvalues of a sample's Gram matrix, relative to its diagonal, that count towards its rank.
 _RANK = 1e-12
 # Share of the matrix (its Frobenius norm) that may be left when the dominant directions are split off, for the rest to
-# be measured in single precision: the rest's values are then wrong by less than 1e-3 of its norm, 1e-10 of the whole.
-_REST = 1e-7
-# Norm of the coupling between the dominant directions and the rest that is neglected, relative to the whole.
+# be measured in single precision: the rest's values are then wrong by less than 1e-3 of its norm, 3e-10 of the whole.
+_REST = 3e-7
+# What the coupling between the dominant directions and the rest may move a singular value by, relative to the whole.
 _COUPLING = 1e-11
+# Norms of matrices the squares of whose rest neither overflow nor vanish in single precision.
+_SAFE_SINGLE = (1e-8, 1e15)
 # Columns per dimension of a rank worth splitting off: a higher one costs as much as it saves.
 _LOW_RANK = 8
 # Largest entry of matrices whose squares neither overflow nor vanish in double precision; any in a lower one is.
@@ -88,7 +91,7 @@ def singular_values(matrix: Tensor) -> Tensor:
         One float64 ``svdvals``, of the transpose for a wide matrix. Where one side is at least three times the other,
         and the matrix not small, the Gram matrix of the smaller side (``m n^2`` for ``m > n``) and its eigenvalues
         (``4/3 n^3``) instead, about half as much; likewise for a rank of ``n / 8`` or less. A rank or a decay in
-        between takes ``svdvals`` and some percent for finding that out, or with ``m`` at least ``32 n`` the Gram
+        between takes an SVD and some percent for finding that out, or with ``m`` at least ``32 n`` the Gram
         matrix's eigenvectors and a second Gram matrix. Where torch multiplies by MKL, NumPy's BLAS forms the products
         on the CPU; its threads are set by ``OPENBLAS_NUM_THREADS`` or ``OMP_NUM_THREADS``, not by
         ``torch.set_num_threads``.
@@ -195,21 +198,39 @@ def _fast_singular_values(tall: Tensor) -> Tensor | None:
         return None
     if tall.dtype == torch.float64 and not _SAFE_RANGE[0] < _largest(tall) < _SAFE_RANGE[1]:
         return None
-    size = min(2 * columns, rows // 7)
-    stride = rows // size
-    sample = to_double(tall[stride // 2 :: stride][:size])
-    gram = _product(sample, sample.T) if size < columns else _product(sample.T, sample)
-    gram.diagonal().mul_(1 - _RANK * len(gram))
-    # The order of the first minor that is not positive, one more than the rank; 0 if there is none.
-    singular_minor = int(torch.linalg.cholesky_ex(gram).info)
-    rank = singular_minor - 1 if singular_minor else columns
-    values = None
-    if rank <= columns // _LOW_RANK:
-        directions = _dominant_directions(sample, rank)
-        values = None if directions is None else _by_splitting(tall, directions, _largest(sample))
-    if values is None and (rank == columns or _worth_two_passes(tall)):
+    # So few rows that a rank worth splitting off does not reach their number.
+    directions = _few_directions(_sample(tall, 2 * (columns // _LOW_RANK) + 8), columns // _LOW_RANK)
+    values = None if directions is None else _by_splitting(tall, directions)
+    if values is None and (rows >= _VERY_TALL * columns or (directions is None and _full_rank(_sample(tall, 2 * columns)))):
         values = _by_gram(tall)
     return values
+
+
+def _sample(tall: Tensor, size: int) -> Tensor:
+    """Rows at equal distances, in double precision."""
+    size = min(size, len(tall) // 7)
+    stride = len(tall) // size
+    return to_double(tall[stride // 2 :: stride][:size])
+
+
+def _full_rank(sample: Tensor) -> bool:
+    """Whether a sample's Gram matrix of the smaller side is safely positive definite."""
+    gram = _product(sample, sample.T) if len(sample) < sample.shape[1] else _product(sample.T, sample)
+    gram.diagonal().mul_(1 - _RANK * len(gram))
+    return int(torch.linalg.cholesky_ex(gram).info) == 0
+
+
+def _few_directions(sample: Tensor, most: int) -> Tensor | None:
+    """Orthonormal basis ``(n, r)`` of the space that the sample's rows lie in, or None if ``r`` is above ``most``."""
+    gram = _product(sample, sample.T)
+    safe = gram.clone()
+    safe.diagonal().mul_(1 - _RANK * len(gram))
+    # The order of the first minor that is not positive is one more than the rank; 0 says that there is none.
+    if not 0 < int(torch.linalg.cholesky_ex(safe).info) <= most + 1:
+        return None
+    eigenvalues, vectors = torch.linalg.eigh(gram)
+    directions: Tensor = torch.linalg.qr(_product(sample.T, vectors[:, eigenvalues > _RANK * eigenvalues[-1]])).Q
+    return directions
 
 
 def _exact_singular_values(tall: Tensor) -> Tensor:
@@ -225,21 +246,6 @@ def _exact_singular_values(tall: Tensor) -> Tensor:
     return values
 
 
-def _worth_two_passes(tall: Tensor) -> bool:
-    rows, columns = tall.shape
-    return rows >= _VERY_TALL * columns and rows * columns**2 >= _WORTH_TWO_PASSES
-
-
-def _dominant_directions(sample: Tensor, rank: int) -> Tensor | None:
-    """Orthonormal basis ``(n, r)`` of the space that all rows of the sample lie in, or None if the first don't span it."""
-    some = sample[: 2 * rank + 8]
-    eigenvalues, vectors = torch.linalg.eigh(_product(some, some.T))
-    directions = torch.linalg.qr(_product(some.T, vectors[:, eigenvalues > _RANK * eigenvalues[-1]])).Q
-    rest = sample - _product(_product(sample, directions), directions.T)
-    spanned = torch.linalg.vector_norm(rest) < _REST * torch.linalg.vector_norm(sample)
-    return directions if spanned else None
-
-
 def _by_gram(tall: Tensor) -> Tensor | None:
     """Roots of the eigenvalues of ``A^T A``, those not resolved measured anew; None where that is not worth while.
 
@@ -251,7 +257,7 @@ def _by_gram(tall: Tensor) -> Tensor | None:
     unresolved = int((eigenvalues <= _RESOLVED * eigenvalues[-1]).sum())
     if unresolved == 0:
         return torch.sqrt(eigenvalues.flip(0))
-    if not _worth_two_passes(tall):
+    if tall.shape[0] < _VERY_TALL * tall.shape[1]:
         return None
     vectors = torch.linalg.eigh(gram).eigenvectors[:, :unresolved]
     remaining = _eigenvalues(_gram(tall, vectors)).clamp(min=0)
@@ -270,47 +276,67 @@ def _gram(tall: Tensor, basis: Tensor | None = None) -> Tensor:
     return gram
 
 
-def _by_splitting(tall: Tensor, directions: Tensor, scale: float) -> Tensor | None:
+def _by_splitting(tall: Tensor, directions: Tensor) -> Tensor | None:
     """Singular values of a numerically low-rank matrix and of the rounding noise it leaves, or None if more is left.
 
-    With ``V`` the directions, ``C = A V`` and ``E = A - C V^T``, and with ``Q R = C``, the matrix is
-    ``Q (R V^T + Q^T E) + (I - Q Q^T) E``: two terms with orthogonal columns. Where the second one's rows are orthogonal
-    to the first one's too, their singular values together are the matrix's. ``E`` is computed before it is squared, so
-    that its Gram matrix is as good as ``E``. One pass over the matrix gives all the products. ``scale`` is about the
-    matrix's largest entry, the unit of ``C``.
+    With ``V`` the directions, ``C`` about ``A V``, ``E = A - C V^T`` and ``Q R = C``, the matrix is
+    ``Q (R V^T + Q^T E) + (I - Q Q^T) E``: two terms with orthogonal columns. ``E`` is computed before it is squared, so
+    that its Gram matrix is as good as ``E``. One pass over the matrix gives all the products.
     """
     columns, rank = directions.shape
-    # E in units in which it is at most of order one, lest its squares vanish in single precision.
-    unit = _REST * scale
-    precision = torch.float32 if _uses_numpy(tall) else torch.float64
     core = directions.new_zeros(rank, rank)
-    pairs = torch.zeros(columns + rank, columns + rank, dtype=precision, device=tall.device)
-    project, back = directions / scale, directions.T / -_REST
+    shared = directions.new_zeros(rank, columns)
+    rest = directions.new_zeros(columns, columns)
     for chunk in torch.split(tall, _chunk_rows(columns)):
-        exact = to_double(chunk)
-        image = _product(exact, project)
-        core += _product(image.T, image)
-        # E and C side by side, so that one product gives E^T E and C^T E.
-        both = torch.empty(len(chunk), columns + rank, dtype=precision, device=tall.device)
-        both[:, :columns] = _product(image, back).add_(exact, alpha=1 / unit)
-        both[:, columns:] = image
-        pairs += _product(both.T, both)
-    factor, info = torch.linalg.cholesky_ex(core)
-    if info != 0:
+        image, remainder = _split(chunk, directions)
+        exact = to_double(image)
+        core += _product(exact.T, exact)
+        shared += _product(image.T, remainder)
+        rest += _product(remainder.T, remainder)
+    values = _of_two_terms(*(part.numpy(force=True) for part in (core, shared, rest, directions)))
+    return None if values is None else torch.from_numpy(values).to(tall.device)
+
+
+def _split(chunk: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+    """``C``, about ``A V``, and ``A - C V^T`` rounded to single precision on the CPU."""
+    # NumPy alone multiplies in the full single precision, whatever is allowed torch.
+    single = _uses_numpy(chunk)
+    exact = chunk if single and chunk.dtype == torch.float32 else to_double(chunk)
+    # In the order in which the matrix lies in memory, since the sum goes through both.
+    transposed = exact.stride(0) == 1
+    image = _product(exact, directions.to(exact.dtype))
+    doubled = to_double(image)
+    remainder = _product(-directions, doubled.T).T if transposed else _product(doubled, -directions.T)
+    remainder += exact
+    return image, remainder.float() if single else remainder
+
+
+def _of_two_terms(core: _Array, shared: _Array, rest: _Array, directions: _Array) -> _Array | None:
+    """Singular values of ``Q (R V^T + Q^T E) + (I - Q Q^T) E`` from ``C^T C``, ``C^T E``, ``E^T E`` and ``V``.
+
+    With ``U D W^T`` the first term's SVD, and ``F`` and ``H`` the second one's share along ``W`` and across it, they are
+    those of ``[[D, 0], [F, H]]``, and these those of ``D`` and ``H`` but for terms of the second order in ``F``. None if
+    one of them matters, if ``E`` is too large for single precision, or if ``C`` has less than its full rank.
+    """
+    whole, left = math.sqrt(core.trace()), math.sqrt(rest.trace())
+    if not (_SAFE_SINGLE[0] < whole < _SAFE_SINGLE[1] and left < _REST * whole):
         return None
-    pairs = to_double(pairs)
-    coupled = torch.linalg.solve_triangular(factor, pairs[columns:, :columns], upper=False)
-    # Before the subtraction: what is far larger than its difference leaves nothing but rounding.
-    rest = pairs[:columns, :columns]
-    left = _REST * math.sqrt(rest.trace())
-    rest = rest - _product(coupled.T, coupled)
-    _, dominant, rows = torch.linalg.svd(factor.T @ directions.T + _REST * coupled, full_matrices=False)
-    whole = float(torch.linalg.vector_norm(dominant))
-    coupling = _REST * math.sqrt(max(0.0, float(((rows @ rest) * rows).sum())))
-    if not (left < _REST * whole and coupling < _COUPLING * whole):
+    try:
+        factor = np.linalg.cholesky(core)
+    except np.linalg.LinAlgError:
         return None
-    remaining = _eigenvalues(rest)[rank:].clamp(min=0).sqrt()
-    return torch.cat([remaining * unit, dominant * scale]).sort(descending=True).values
+    coupled = np.linalg.solve(factor, shared)
+    rest = rest - coupled.T @ coupled
+    _, dominant, rows = np.linalg.svd(factor.T @ directions.T + coupled, full_matrices=False)
+    along = rest @ rows.T
+    coupling = max(0.0, np.vdot(along, rows.T)) / dominant[-1]
+    if not (left < dominant[-1] / 10 and coupling < _COUPLING * whole):
+        return None
+    # H^T H is the Gram matrix without what it has along W, in rows and in columns: the half is subtracted from both.
+    across = (along - rows.T @ (rows @ along) / 2) @ rows
+    remaining = np.linalg.eigvalsh(rest - across - across.T)[len(core) :]
+    values: _Array = np.sort(np.concatenate([dominant, np.sqrt(remaining.clip(min=0))]))[::-1].copy()
+    return values
 
 
 def _eigenvalues(gram: Tensor) -> Tensor:
@@ -339,7 +365,7 @@ def _uses_numpy(matrix: Tensor) -> bool:
     return matrix.device.type == "cpu" and _HAS_MKL
 
 
-def _blas_array(matrix: Tensor) -> Any:
+def _blas_array(matrix: Tensor) -> npt.NDArray[Any]:
     """As an array, copied where BLAS would not take its strides and NumPy multiply entry by entry."""
     dense = matrix.stride(1) == 1 or matrix.stride(0) == 1
     return (matrix if dense and 0 not in matrix.stride() else matrix.contiguous()).numpy(force=True)
