@@ -30,7 +30,9 @@ class ComplexityMonitor(Monitor):
     under the coarse model gives the total description length, and the length bounds the error rate on unseen samples.
 
     Losses are taken over the probe, so that description length and bound are *estimates*, named so. They hold, and the names
-    lose the word, where the probe is the whole training set: give it a ``size`` that is larger than that.
+    lose the word, where the probe is the whole training set (give it a ``size`` that is larger than that) and all that a
+    decoder needs is counted: every parameter is chosen, and no layer keeps running statistics. Those are buffers, and
+    buffers are not described.
 
     | key | value |
     |---|---|
@@ -143,7 +145,8 @@ class ComplexityMonitor(Monitor):
         self._length.reset()
         self._length.update(logits, targets, best.bits)
         length = self._length.compute()
-        suffix = "" if self._is_whole(snapshot) else "_estimate"
+        holds = self._is_whole(snapshot) and self._counts_everything(snapshot.view)
+        suffix = "" if holds else "_estimate"
         values[f"complexity/total_bits{suffix}"] = length["total_bits"]
         values[f"complexity/bound{suffix}"] = length["bound"]
         if length["bound"] > 1 and not self._warned_vacuous:
@@ -157,6 +160,11 @@ class ComplexityMonitor(Monitor):
         """Whether the probe is the whole training set: it was to hold more samples than there are, or as many as it is told."""
         held = len(snapshot.view.require_samples("train"))
         return held < snapshot.view.probe.size or held == self.num_train_samples
+
+    def _counts_everything(self, view: ModelView) -> bool:
+        """Whether the description is all that a decoder needs who knows the code of the network."""
+        statistics = any(getattr(module, "running_mean", None) is not None for module in view.model.modules())
+        return len(self._names) == len(view.parameters) and not statistics
 
     def _answers(self, snapshot: Snapshot, weights: Mapping[str, Tensor], split: Split) -> tuple[Tensor, Any]:
         run = snapshot.forward(split, weights=weights)

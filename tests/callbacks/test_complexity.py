@@ -8,9 +8,11 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from grok_callbacks import ComplexityMonitor, Probe, Recorder
-from grok_callbacks.functional import generalization_bound, rate_distortion
+from grok_callbacks import ComplexityMonitor, EverySteps, Probe, Recorder
+from grok_callbacks.functional import generalization_bound, naive_size, rate_distortion
+from tests._common import Plain, trainer
 from tests.metrics._ddp import run_on_two_ranks
 
 
@@ -59,6 +61,93 @@ def test_a_part_of_the_training_set_gives_estimates():
     assert "grok/complexity/bound" not in values
 
 
+def test_where_a_decoder_needs_more_there_are_only_estimates():
+    """Parameters that are left out, or statistics of a normalisation, are no part of K."""
+    model, batch = network()
+    normalised = nn.Sequential(nn.Linear(6, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 4))
+    layer_norm = nn.Sequential(nn.Linear(6, 32), nn.LayerNorm(32), nn.ReLU(), nn.Linear(32, 4))
+    for net, settings, suffix in (
+        (model, {"parameters": "0.*"}, "_estimate"),
+        (normalised, {}, "_estimate"),
+        (layer_norm, {}, ""),
+    ):
+        values, _ = measure(net, batch, size=60, **settings)
+        assert {key for key in values if "bound" in key} == {f"grok/complexity/bound{suffix}"}
+        assert {key for key in values if "total" in key} == {f"grok/complexity/total_bits{suffix}"}
+
+
+def test_the_whole_training_set_of_a_trainer():
+    """By default a part of a large set, all of it on demand."""
+    torch.manual_seed(0)
+    data = DataLoader(TensorDataset(torch.randn(3000, 6), torch.randint(3, (3000,))), batch_size=1000)
+    for probe, suffix in ((None, "_estimate"), (Probe(size=10_000), "")):
+        fitted = trainer([ComplexityMonitor(1.0, probe=probe, on_error="raise")], max_steps=1)
+        fitted.fit(Plain(), data)
+        assert {key for key in fitted.callback_metrics if "bound" in key} == {f"grok/complexity/bound{suffix}"}
+
+
+class Shifted(nn.Module):
+    """A layer, a second use of its weight, and a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(6, 4, bias=False)
+        self.second = nn.Linear(6, 4)
+        self.second.weight = self.first.weight
+        self.register_buffer("shift", torch.randn(500, 6))
+
+    def forward(self, x):
+        shifted = x + self.shift.mean(0)
+        return self.first(shifted) + self.second(x)
+
+
+def test_buffers_are_excluded_and_tied_weights_count_once():
+    torch.manual_seed(0)
+    model, batch = Shifted(), (torch.randn(50, 6), torch.randint(4, (50,)))
+    values, _ = measure(model, batch, epsilon=0.01)
+    weights = {"w": model.first.weight.detach(), "b": model.second.bias.detach()}
+
+    def loss(coarse):
+        named = {"first.weight": coarse["w"], "second.weight": coarse["w"], "second.bias": coarse["b"]}
+        return nn.functional.cross_entropy(torch.func.functional_call(model, named, batch[:1]).double(), batch[1])
+
+    assert values["grok/complexity/bits"] == rate_distortion(weights, loss, 0.01).bits
+    assert values["grok/complexity/naive_bits"] == naive_size(weights)
+
+
+@pytest.mark.parametrize("settings", [{"encoding": "tight"}, {"two_sided": True}, {"encoding": "tight", "two_sided": True}])
+def test_settings_reach_the_search(settings):
+    """On a network that is worse than zeros, so that the rules differ."""
+    model, (x, y) = network()
+    nn.init.normal_(model[2].weight)
+    values, monitor = measure(model, (x, y), epsilon=0.05, **settings)
+
+    def loss(weights):
+        return nn.functional.cross_entropy(torch.func.functional_call(model, weights, (x,)).double(), y)
+
+    expected = rate_distortion(dict(model.named_parameters()), loss, 0.05, **settings)
+    assert values["grok/complexity/bits"] == expected.bits
+    assert values["grok/complexity/train_loss"] == pytest.approx(expected.loss, rel=1e-9)
+    assert values["grok/complexity/bits"] != measure(model, (x, y), epsilon=0.05)[0]["grok/complexity/bits"]
+    assert monitor.encoding == expected.encoding
+
+
+def test_a_vacuous_bound_is_said_once(caplog):
+    caplog.set_level("INFO")
+    model, batch = network()
+    recorder = Recorder(model, [ComplexityMonitor(0.1, schedule=EverySteps(1))], Probe(train=batch, size=60))
+    values = [recorder.record(step)["grok/complexity/bound"] for step in range(2)]
+    assert min(values) > 1
+    assert len([record for record in caplog.records if "vacuous" in record.message]) == 1
+    caplog.clear()
+    many = torch.randn(4000, 6), torch.zeros(4000, dtype=torch.long)
+    with torch.no_grad():
+        model[2].bias[0] = 20.0
+    values, _ = measure(model, many, size=5000)
+    assert values["grok/complexity/bound"] < 1
+    assert not [record for record in caplog.records if "vacuous" in record.message]
+
+
 def test_naive_size_is_that_of_bzip2():
     model, batch = network()
     values, _ = measure(model, batch)
@@ -76,7 +165,12 @@ def test_regression_has_no_bound():
 
 def test_figure_needs_several_epsilons():
     model, batch = network()
-    assert set(measure(model, batch)[1].figures()) == {"complexity/rate_distortion"}
+    values, monitor = measure(model, batch)
+    figures = monitor.figures()
+    assert set(figures) == {"complexity/rate_distortion"}
+    (line,) = figures["complexity/rate_distortion"].axes[0].lines
+    assert list(line.get_xdata()) == [1.0, 0.1]
+    assert list(line.get_ydata()) == [values[f"grok/complexity/{key}"] / 8000 for key in ("bits", "bits_0.1")]
     assert measure(model, batch, epsilon=1.0)[1].figures() == {}
 
 
@@ -101,11 +195,14 @@ def test_bad_settings_name_the_argument():
 
 def measure_on_rank(rank):
     model, batch = network()
-    return measure(model, batch)[0]
+    nn.init.normal_(model[2].weight)
+    values, monitor = measure(model, batch, epsilon=0.05, two_sided=True)
+    return values, monitor._results[0].evaluations
 
 
 def test_ranks_split_the_losses_and_agree():
-    first, second = run_on_two_ranks(measure_on_rank)
+    (first, losses), (second, others) = run_on_two_ranks(measure_on_rank)
     assert first == second
-    alone = measure_on_rank(0)
-    assert first["grok/complexity/bits"] == pytest.approx(alone["grok/complexity/bits"], rel=0.05)
+    alone, all_losses = measure_on_rank(0)
+    assert first == alone
+    assert max(losses, others) < all_losses
