@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from grok_callbacks import (
     ActivationSparsityMonitor,
     CircuitComplexityMonitor,
+    GradientCoherenceMonitor,
     GrokkingDetector,
     History,
     LinearMappingNumberMonitor,
@@ -28,6 +29,7 @@ from grok_callbacks import (
     RepresentationMonitor,
     RobustnessMonitor,
     SpectralEntropyMonitor,
+    TruncationMonitor,
     WeightEntropyMonitor,
 )
 from grok_callbacks.callbacks import Monitor
@@ -175,11 +177,13 @@ def monitors(setting: Setting, train: tuple[Tensor, Tensor]) -> list[Monitor]:
         NormMonitor(),
         SpectralEntropyMonitor(),
         WeightEntropyMonitor(),
-        LinearMappingNumberMonitor(num_samples=32 if setting.is_transformer else 64),
+        LinearMappingNumberMonitor(num_samples=32 if setting.is_transformer else 64, quadrature=None),
         CircuitComplexityMonitor(),
         ActivationSparsityMonitor(),
         RepresentationMonitor(),
         RepresentationMonitor(probe=Probe(train=train), prefix=TRAIN_ONLY),
+        TruncationMonitor(),
+        GradientCoherenceMonitor(),
         RobustnessMonitor(num_draws=1, gradient_probes=1, probe=Probe(size=128, train=train), schedule=LogSpaced(8)),
     ]
 

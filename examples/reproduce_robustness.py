@@ -131,7 +131,9 @@ def monitors_of(cell: Cell, recipe: Recipe) -> list[Any]:
     if cell.method == "baseline":
         monitors += [
             NormMonitor(schedule=schedule),
-            RobustnessMonitor(num_samples=256, num_draws=5, probe=Probe(size=256, train=train), schedule=schedule),
+            RobustnessMonitor(
+                num_samples=256, num_draws=5, gradient_probes=4, probe=Probe(size=256, train=train), schedule=schedule
+            ),
         ]
         group = recipe.data.task.group
         if group is not None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any, cast
@@ -15,7 +16,7 @@ from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
 from grok_callbacks._sharding import reshard, unfinished_pass_forgotten
 
-__all__ = ["fingerprint", "isolated_rng", "observing", "untouched"]
+__all__ = ["afresh", "fingerprint", "isolated_rng", "observing", "untouched"]
 
 
 @contextmanager
@@ -36,11 +37,7 @@ def isolated_rng(*owners: object, seed: int | None = None) -> Iterator[None]:
     mps_state = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
     try:
         if seed is not None:
-            random.seed(seed)
-            # Not ``torch.manual_seed``: before CUDA is in use it would leave a seed for it behind.
-            torch.default_generator.manual_seed(seed % 2**32)
-            if numpy is not None:
-                numpy.random.seed(seed % 2**32)
+            _seed(seed)
         yield
     finally:
         random.setstate(python_state)
@@ -68,13 +65,43 @@ def untouched(model: nn.Module, *, seed: int) -> Iterator[None]:
     reshard(model)
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     with isolated_rng(seed=seed), torch.inference_mode(False), _restored_modes(model):
-        for parameter, _ in gradients:
-            parameter.grad = None
+        for parameter, gradient in gradients:
+            if gradient is not None:
+                parameter.grad = None
+        _kept.append(model)
         try:
             yield
         finally:
+            _kept.pop()
             for parameter, gradient in gradients:
-                parameter.grad = gradient
+                if parameter.grad is not gradient:
+                    parameter.grad = gradient
+
+
+@contextmanager
+def afresh(model: nn.Module, *, seed: int) -> Iterator[None]:
+    """Within :func:`untouched`, have each of several observers find no gradients, the model's modes and seeded generators."""
+    _seed(seed)
+    with _restored_modes(model):
+        try:
+            yield
+        finally:
+            for parameter in model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad = None
+
+
+# The models within :func:`untouched`: while there is one, the states of numpy's and python's generators are kept already.
+_kept: list[nn.Module] = []
+
+
+def _seed(seed: int) -> None:
+    random.seed(seed)
+    # Not ``torch.manual_seed``: before CUDA is in use it would leave a seed for it behind.
+    torch.default_generator.manual_seed(seed % 2**32)
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        numpy.random.seed(seed % 2**32)
 
 
 @contextmanager
@@ -94,13 +121,28 @@ def observing(model: nn.Module, *, grad: bool = False) -> Iterator[None]:
         stack.enter_context(_eager())
         stack.enter_context(_without_fast_path())
         stack.enter_context(_default_dtype(model))
-        stack.enter_context(isolated_rng(*_generators_of_modules(model)))
+        generators = _generators_of_modules(model)
+        stack.enter_context(_same_draws(generators) if _kept else isolated_rng(*generators))
         stack.enter_context(_restored_buffers(model))
         stack.enter_context(_restored_modes(model))
         # The flag itself: ``train()`` and ``eval()`` may be overridden to do more, and freezing recipes set modules apart.
         for module in model.modules():
-            module.training = False
+            _set_training(module, False)
         yield
+
+
+@contextmanager
+def _same_draws(generators: Sequence[Any]) -> Iterator[None]:
+    """As :func:`isolated_rng`, but for numpy's and python's common generators."""
+    restore = [_restorer(generator) for generator in generators]
+    state = torch.get_rng_state()
+    # An accelerator's generators are not held by the model; what is drawn there is put back at the measurement's end.
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+        for put_back in restore:
+            put_back()
 
 
 def fingerprint(model: nn.Module, *, thorough: bool) -> list[int]:
@@ -176,7 +218,13 @@ def _restored_modes(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for module, training in modes:
-            module.training = training
+            _set_training(module, training)
+
+
+def _set_training(module: nn.Module, training: bool) -> None:
+    # Modules take a microsecond to set an attribute, of which a deep one has hundreds.
+    if module.training != training:
+        module.training = training
 
 
 @contextmanager
@@ -210,7 +258,16 @@ _MAX_ITEMS = 64
 def _generators_of_modules(model: nn.Module) -> list[Any]:
     # No deeper than attributes: a LightningModule holds its Trainer.
     kinds = _generator_kinds()
-    return [value for module in model.modules() for value in module.__dict__.values() if isinstance(value, kinds)]
+    return [
+        value
+        for module in model.modules()
+        for value in module.__dict__.values()
+        if type(value) not in _COMMON_ATTRIBUTES and isinstance(value, kinds)
+    ]
+
+
+# Types of most of a module's attributes: a look into a set is quicker than asking what each is an instance of.
+_COMMON_ATTRIBUTES = frozenset({bool, int, float, str, tuple, list, set, dict, OrderedDict, type(None)})
 
 
 def _generators_in(roots: Iterable[object]) -> list[Any]:

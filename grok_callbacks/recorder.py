@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 from torch import Tensor, nn
 
 from grok_callbacks._distributed import PeerError, Ranks
-from grok_callbacks._isolation import fingerprint, untouched
+from grok_callbacks._isolation import afresh, fingerprint, untouched
 from grok_callbacks.history import History
 from grok_callbacks.probe import SPLITS, Probe, Split
 from grok_callbacks.schedule import Budget, Event, Schedule
@@ -344,25 +344,29 @@ class Recorder:
     def _measure(self, due: Sequence[_Slot], step: int) -> dict[str, float]:
         snapshots = {probe: Snapshot(view, step) for probe, view in self._views.items()}
         values: dict[str, float] = {}
-        for slot in due:
-            assert slot.probe is not None
-            snapshot = snapshots[slot.probe]
-            start = time.perf_counter()
-            # Version counters miss what is written through ``.data`` or numpy, so the first time every bit is compared.
-            thorough = slot.measurements == 0
-            before = fingerprint(self.model, thorough=thorough)
-            with untouched(self.model, seed=step):
-                measured = self._guarded(slot, partial(slot.monitor.measure, snapshot))
-            if fingerprint(self.model, thorough=thorough) != before:
-                raise RuntimeError(f"{slot.monitor.label} wrote into the model's weights or buffers; a monitor must not.")
-            slot.last_seconds = time.perf_counter() - start
-            slot.seconds += slot.last_seconds
-            slot.charged += slot.last_seconds if slot.measurements else 0.0
-            self._spent += slot.last_seconds
-            slot.last_measured = step
-            slot.measurements += 1
-            values |= self._keep(slot, step, measured)
+        # Once around all of them: keeping and giving back all that there is takes longer than a small measure.
+        with untouched(self.model, seed=step):
+            for slot in due:
+                assert slot.probe is not None
+                values |= self._keep(slot, step, self._measure_one(slot, snapshots[slot.probe]))
         return values
+
+    def _measure_one(self, slot: _Slot, snapshot: Snapshot) -> dict[str, float]:
+        start = time.perf_counter()
+        # Version counters miss what is written through ``.data`` or numpy, so the first time every bit is compared.
+        thorough = slot.measurements == 0
+        before = fingerprint(self.model, thorough=thorough)
+        with afresh(self.model, seed=snapshot.step):
+            measured = self._guarded(slot, partial(slot.monitor.measure, snapshot))
+        if fingerprint(self.model, thorough=thorough) != before:
+            raise RuntimeError(f"{slot.monitor.label} wrote into the model's weights or buffers; a monitor must not.")
+        slot.last_seconds = time.perf_counter() - start
+        slot.seconds += slot.last_seconds
+        slot.charged += slot.last_seconds if slot.measurements else 0.0
+        self._spent += slot.last_seconds
+        slot.last_measured = snapshot.step
+        slot.measurements += 1
+        return measured
 
     def _analyse(self, step: int) -> dict[str, float]:
         """What follows from the history, which is the same on all ranks; so they talk once, not for every monitor."""

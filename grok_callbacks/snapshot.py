@@ -230,6 +230,9 @@ class Snapshot:
         self.step = step
         self.weights: Mapping[str, Tensor] = _Weights(view)
         self.pieces: Mapping[str, Tensor] = _Pieces(view)
+        # What has names in the model: found once, as every pass asks for it.
+        self._modules = {clean_name(name): module for name, module in view.model.named_modules()}
+        self._parameter_names = {clean_name(name): name for name, _ in view.model.named_parameters()}
         self._spectra: dict[str, Tensor] = {}
         self._runs: dict[Split, Run] = {}
         self._batches: dict[Split, Batch] = {}
@@ -267,7 +270,7 @@ class Snapshot:
 
     def activations(self, site: str, split: Split = "train") -> Tensor:
         """What passes at a site on the probe, samples first."""
-        run = self._run(split)
+        run = self.run(split)
         if site not in run.captured:
             # Not asked for beforehand: costs one more pass, and takes along what was there.
             self._runs[split] = run = self.forward(split, capture=[*run.captured, site])
@@ -311,22 +314,37 @@ class Snapshot:
             raise ValueError("Gradients can't be taken through a model that is sharded by FSDP2.")
         view.announce_pass()
         captured: dict[str, Tensor] = {}
-        with observing(view.model, grad=grad), _hooked(view.model, replace or {}, capture, captured):
+        with observing(view.model, grad=grad), _hooked(self._modules, replace or {}, capture, captured):
             # A copy, or a model that writes into its inputs would spoil the probe.
             inputs = tree_map(_copy, self.batch(split).inputs) if inputs is None else inputs
-            logits = _call(view, inputs, weights)
+            logits = self._call(inputs, weights)
         missing = [site for site in [*capture, *(replace or {})] if site not in captured]
         if missing:
             raise ValueError(f"No single tensor passed at {missing}. There are: {view._site_list()}.")
         return Run(logits, captured)
 
-    def _run(self, split: Split) -> Run:
+    def _call(self, inputs: Any, weights: Mapping[str, Tensor] | None) -> Tensor:
+        view = self.view
+        if not weights:
+            return view.probe.call(view.model, inputs)
+        unknown = [name for name in weights if name not in self._parameter_names]
+        if unknown:
+            raise ValueError(f"`weights`: the model has no parameters {unknown}.")
+        substitutes = {self._parameter_names[name]: weight for name, weight in weights.items()}
+        if view.is_sharded:
+            with substituted(view.model, substitutes):
+                return view.probe.call(view.model, inputs)
+        inside = {f"model.{name}": weight for name, weight in substitutes.items()}
+        return functional_call(_Caller(view), inside, (inputs,))  # type: ignore[no-any-return]
+
+    def run(self, split: Split = "train") -> Run:
+        """The one pass over the probe that all monitors share, with the sites that were requested."""
         if split not in self._runs:
             self._runs[split] = self.forward(split, capture=self.view.requested(split))
         return self._runs[split]
 
     def _aligned(self, split: Split) -> tuple[Tensor, Any]:
-        return self.view.probe.align(self._run(split).logits, self.batch(split).targets)
+        return self.view.probe.align(self.run(split).logits, self.batch(split).targets)
 
 
 class _Weights(Mapping[str, Tensor]):
@@ -375,20 +393,6 @@ class _Caller(nn.Module):
         return self._probe.call(self.model, inputs)
 
 
-def _call(view: ModelView, inputs: Any, weights: Mapping[str, Tensor] | None) -> Tensor:
-    if not weights:
-        return view.probe.call(view.model, inputs)
-    raw_names = {clean_name(name): name for name, _ in view.model.named_parameters()}
-    unknown = [name for name in weights if name not in raw_names]
-    if unknown:
-        raise ValueError(f"`weights`: the model has no parameters {unknown}.")
-    if view.is_sharded:
-        with substituted(view.model, {raw_names[name]: weight for name, weight in weights.items()}):
-            return view.probe.call(view.model, inputs)
-    substitutes = {f"model.{raw_names[name]}": weight for name, weight in weights.items()}
-    return functional_call(_Caller(view), substitutes, (inputs,))  # type: ignore[no-any-return]
-
-
 def _copy(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) else value
 
@@ -411,10 +415,9 @@ def _parse_site(site: str) -> tuple[str, int, bool]:
 
 @contextmanager
 def _hooked(
-    model: nn.Module, replace: Mapping[str, Tensor], capture: Sequence[str], captured: dict[str, Tensor]
+    modules: Mapping[str, nn.Module], replace: Mapping[str, Tensor], capture: Sequence[str], captured: dict[str, Tensor]
 ) -> Iterator[None]:
     """Hooks that replace and capture at sites, for as long as the context lasts."""
-    modules = {clean_name(name): module for name, module in model.named_modules()}
     wanted: dict[str, dict[tuple[int, bool], str]] = defaultdict(dict)
     for site in [*replace, *capture]:
         name, call, is_input = _parse_site(site)

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from grok_callbacks._compat import MisconfigurationException
+from grok_callbacks._isolation import observing
+from grok_callbacks.callbacks._tail import tail_after
 from grok_callbacks.callbacks.monitor import Monitor
-from grok_callbacks.functional.circuit import DEFAULT_MEMORY_LIMIT, pruned_logits, pruning_masks
+from grok_callbacks.functional.circuit import DEFAULT_MEMORY_LIMIT, bytes_of_pass, pruned_logits, pruning_masks
 from grok_callbacks.metrics import CircuitComplexity
 from grok_callbacks.selection import clean_name, select
 from grok_callbacks.snapshot import ModelView, Snapshot
 
 __all__ = ["CircuitComplexityMonitor"]
 
+# Entries of masks that are kept from one measurement to the next; more are drawn anew.
+_MOST_KEPT = 2**22
 _AFFINE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Bilinear)
 
 
@@ -97,6 +102,10 @@ class CircuitComplexityMonitor(Monitor):
         self.memory_limit = memory_limit
         self._weights: dict[str, str] = {}
         self._metrics: dict[str, CircuitComplexity] = {}
+        # Of layers from which a chain of layers leads to the outputs: that chain. Nothing else needs to run.
+        self._tails: dict[str, nn.Sequential] = {}
+        self._needed: dict[str, int] = {}
+        self._masks: dict[str, Tensor] = {}
 
     def bind(self, view: ModelView) -> None:
         """Choose the layers, and try out whether their weights can be substituted."""
@@ -107,8 +116,13 @@ class CircuitComplexityMonitor(Monitor):
             raise ValueError("The model has no parameter with two or more dimensions.")
         chosen = _middle_and_last(view) if self.layers is None else select(weights, self.layers, "layers")
         self._weights = {layer: weights[layer] for layer in chosen}
-        for name in self._weights.values():
+        self._tails, self._needed, self._masks = {}, {}, {}
+        for layer, name in self._weights.items():
             _try_substituting(view, name)
+            tail = _tail_from(view, layer, name)
+            if tail is not None:
+                self._tails[layer] = tail
+                view.request([f"{layer}:input"])
         self._metrics = self.metrics_by_name(CircuitComplexity, self._weights, repeats=self.repeats)
 
     def measure(self, snapshot: Snapshot) -> Mapping[str, float | Tensor]:
@@ -126,22 +140,69 @@ class CircuitComplexityMonitor(Monitor):
         metric, name, ranks = self._metrics[layer], self._weights[layer], snapshot.ranks
         weight = snapshot.weights[name]
         share = slice(ranks.rank, None, ranks.world_size)
-        masks = pruning_masks(weight.shape, self.fraction, self.repeats, self.seed)[share].to(weight.device)
+        masks = self._masks_of(layer, weight.shape)[share].to(weight.device)
         metric.reset()
         if len(masks):
-
-            def logits_with(weights: dict[str, Tensor]) -> Tensor:
-                return snapshot.forward(weights=weights).logits
-
-            # FSDP's hooks can't be batched over.
-            limit = 1 if snapshot.view.is_sharded else self.memory_limit
-            pruned = pruned_logits(logits_with, name, weight, masks, limit)
-            align, targets = snapshot.view.probe.align, snapshot.batch().targets
-            metric.update(snapshot.logits(), torch.stack([align(logits, targets)[0] for logits in pruned]), share)
+            # First, so that the passes to come find the common one's samples.
+            intact, targets, align = snapshot.logits(), snapshot.batch().targets, snapshot.view.probe.align
+            pruned = self._pruned(snapshot, layer, weight, masks)
+            metric.update(intact, torch.stack([align(logits, targets)[0] for logits in pruned]), share)
         # What is summed is the metric's state, so that every rank's checkpoint holds the whole.
         metric.total, metric.count = ranks.all_reduce(metric.total), ranks.all_reduce(metric.count)
         complexities: Tensor = metric.total / metric.count
         return complexities
+
+    def _masks_of(self, layer: str, shape: torch.Size) -> Tensor:
+        if layer in self._masks:
+            return self._masks[layer]
+        masks = pruning_masks(shape, self.fraction, self.repeats, self.seed)
+        if masks.numel() <= _MOST_KEPT:
+            self._masks[layer] = masks
+        return masks
+
+    def _pruned(self, snapshot: Snapshot, layer: str, weight: Tensor, masks: Tensor) -> Tensor:
+        name = self._weights[layer]
+        tail = self._tails.get(layer)
+        if snapshot.view.is_sharded:
+            # FSDP's hooks can't be batched over.
+            return pruned_logits(lambda weights: snapshot.forward(weights=weights).logits, name, weight, masks, 1)
+        if tail is None:
+            return self._in_passes(layer, lambda weights: snapshot.forward(weights=weights).logits, weight, masks)
+        inputs = snapshot.activations(f"{layer}:input")
+        with observing(snapshot.view.model):
+            return self._in_passes(layer, lambda weights: _with_first(tail, weights[name], inputs), weight, masks)
+
+    def _in_passes(
+        self, layer: str, logits_with: Callable[[dict[str, Tensor]], Tensor], weight: Tensor, masks: Tensor
+    ) -> Tensor:
+        name = self._weights[layer]
+        if layer not in self._needed:
+            self._needed[layer] = bytes_of_pass(logits_with, name, weight)
+        return pruned_logits(logits_with, name, weight, masks, self.memory_limit, needed=self._needed[layer])
+
+
+def _with_first(layers: nn.Sequential, weight: Tensor, inputs: Tensor) -> Tensor:
+    """What layers make of inputs, with another weight in the first."""
+    return functional_call(layers, {"0.weight": weight}, (inputs,))  # type: ignore[no-any-return]
+
+
+def _tail_from(view: ModelView, layer: str, name: str) -> nn.Sequential | None:
+    """The layer and what comes after it, if the outputs follow from its input and its weight by a chain of layers alone."""
+    site = f"{layer}:input"
+    parameter = view.parameters[name]
+    holders = sum(parameter is held for module in view.model.modules() for held in module._parameters.values())
+    tail = tail_after(view, site) if site in view.sites and holders == 1 else None
+    if tail is None or not isinstance(tail[0], _AFFINE) or tail[0]._parameters.get("weight") is not parameter:
+        return None
+    # Nothing of the kind can be seen of a model that computes with the weight elsewhere, too.
+    snapshot = Snapshot(view, step=0)
+    inputs = snapshot.batch().first(2).inputs
+    weight = snapshot.weights[name].masked_fill(pruning_masks(parameter.shape, 0.5, 1)[0].to(parameter.device), 0)
+    before = snapshot.forward(inputs=inputs, capture=[site]).captured[site]
+    whole = snapshot.forward(inputs=inputs, weights={name: weight}).logits
+    with observing(view.model):
+        same = torch.allclose(_with_first(tail, weight, before), whole, rtol=1e-4, equal_nan=True)
+    return tail if same else None
 
 
 def _layer_of(name: str) -> str:

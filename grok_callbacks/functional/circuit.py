@@ -19,6 +19,9 @@ from grok_callbacks.functional._common import to_double
 DEFAULT_MEMORY_LIMIT = 256 * 2**20
 """Bytes that one batched pass over several masks may take."""
 
+_DIVERGENCE_ELEMENTS = 2**17
+"""Logits whose divergence is taken at a time."""
+
 
 def circuit_complexity(logits: Tensor, pruned_logits: Tensor) -> Tensor:
     r"""Approximate local circuit complexity: how far pruning a little of one layer moves the predictions.
@@ -39,7 +42,7 @@ def circuit_complexity(logits: Tensor, pruned_logits: Tensor) -> Tensor:
         model rules out a class that the intact one allows; NaN where a logit is NaN or plus infinity.
 
     Raises:
-        ValueError: If ``logits`` is not a non-empty ``(n, C)`` or ``pruned_logits`` does not match it.
+        ValueError: If ``logits`` is not a non-empty ``(n, C)``, ``pruned_logits`` does not match it, or one is complex.
 
     Cost: two softmaxes per mask, in float64, one mask at a time.
 
@@ -57,11 +60,14 @@ def circuit_complexity(logits: Tensor, pruned_logits: Tensor) -> Tensor:
     if pruned_logits.ndim not in (2, 3) or pruned_logits.shape[-2:] != logits.shape or pruned_logits.numel() == 0:
         shape = tuple(logits.shape)
         raise ValueError(f"pruned_logits must have the shape {shape} or (R, *{shape}), got {tuple(pruned_logits.shape)}.")
+    if logits.is_complex() or pruned_logits.is_complex():
+        raise ValueError("logits and pruned_logits must be real, got complex ones.")
     log_p = torch.log_softmax(to_double(logits), -1)
     if pruned_logits.ndim == 2:
         return _divergence(log_p, pruned_logits)
-    # One mask at a time: float64 copies of all repeats at once would take several times the logits' own memory.
-    return torch.stack([_divergence(log_p, repeat) for repeat in pruned_logits])
+    # Few masks at a time: float64 copies of all repeats at once would take several times the logits' own memory.
+    at_once = max(1, _DIVERGENCE_ELEMENTS // logits.numel())
+    return torch.cat([_divergence(log_p, few) for few in torch.split(pruned_logits, at_once)])
 
 
 def pruning_masks(
@@ -106,6 +112,8 @@ def pruned_logits(
     weight: Tensor,
     masks: Tensor,
     memory_limit: int = DEFAULT_MEMORY_LIMIT,
+    *,
+    needed: int | None = None,
 ) -> Tensor:
     """Logits of a model under each of several pruning masks, in as few passes as memory allows.
 
@@ -125,6 +133,7 @@ def pruned_logits(
         memory_limit: Bytes that a batched pass may take. Its needs are overestimated: as many times all that the first
             pass allocates, what it frees again included, as there are masks in it. One mask at a time is always run,
             whatever it needs.
+        needed: What a pass over one mask allocates, where that is known. The first mask then runs with the others.
 
     Returns:
         ``(R, *logits.shape)`` in the dtype of the logits.
@@ -145,7 +154,7 @@ def pruned_logits(
         >>> pruned_logits(call, "weight", model.weight.detach(), masks).shape
         torch.Size([5, 4, 2])
     """
-    if masks.dtype != torch.bool or masks.shape[1:] != weight.shape or len(masks) == 0:
+    if masks.dtype != torch.bool or masks.ndim == 0 or masks.shape[1:] != weight.shape or len(masks) == 0:
         raise ValueError(
             f"masks must be boolean with the shape (R, *{tuple(weight.shape)}), got {masks.dtype} {tuple(masks.shape)}."
         )
@@ -156,22 +165,37 @@ def pruned_logits(
         return model_call({name: weight.masked_fill(mask, 0)})
 
     with torch.no_grad():
-        first, needed = _measured(prune, masks[0])
+        results, rest = [], masks
+        if needed is None:
+            first, needed = _measured(prune, masks[0])
+            results, rest = [first[None]], masks[1:]
         at_once = memory_limit // needed
-        rest = masks[1:]
         batched = _in_batches(prune, rest, at_once) if min(at_once, len(rest)) > 1 else None
         if batched is None:
             batched = [prune(mask)[None] for mask in rest]
-        return torch.cat([first[None], *batched])
+        return torch.cat([*results, *batched])
+
+
+def bytes_of_pass(model_call: Callable[[dict[str, Tensor]], Tensor], name: str, weight: Tensor) -> int:
+    """Bytes that a pass with one weight put in place allocates, what it frees again included.
+
+    Args:
+        model_call: As in :func:`pruned_logits`.
+        name: Name of the weight.
+        weight: Its value.
+    """
+    nothing = weight.new_zeros((), dtype=torch.bool)
+    with torch.no_grad():
+        return _measured(lambda mask: model_call({name: weight.masked_fill(mask, 0)}), nothing)[1]
 
 
 def _divergence(log_p: Tensor, pruned: Tensor) -> Tensor:
-    """Mean KL of one mask, from the intact model's log-probabilities and the pruned one's logits."""
+    """Mean KL of each mask, from the intact model's log-probabilities and the pruned one's logits."""
     p = log_p.exp()
     terms = p * (log_p - torch.log_softmax(to_double(pruned), -1))
     # 0 ln(0 / q) = 0 whatever q. Not `p > 0`: a NaN must stay one.
     terms = torch.where(p == 0, torch.zeros_like(p), terms)
-    return terms.sum(-1).mean().clamp(min=0)
+    return terms.sum(-1).mean(-1).clamp(min=0)
 
 
 def _measured(prune: Callable[[Tensor], Tensor], mask: Tensor) -> tuple[Tensor, int]:

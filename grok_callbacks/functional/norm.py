@@ -12,6 +12,9 @@ from grok_callbacks.functional._common import to_double
 
 __all__ = ["parameter_norm"]
 
+# Squares of these stay far within the range of double precision.
+_NARROW = (torch.float32, torch.float16, torch.bfloat16)
+
 
 def parameter_norm(tensors: Tensor | Iterable[Tensor] | Mapping[str, Tensor], ord: float = 2.0) -> Tensor:  # noqa: A002
     r"""Norm of all entries of all tensors together: :math:`\lVert\theta\rVert_p = (\sum_i |\theta_i|^p)^{1/p}`.
@@ -44,6 +47,8 @@ def parameter_norm(tensors: Tensor | Iterable[Tensor] | Mapping[str, Tensor], or
     if not parts:
         raise ValueError("`tensors` must hold at least one tensor.")
     norms = [norm_of_entries(part, ord) for part in parts]
+    if len(norms) == 1:
+        return norms[0]
     return norm_of_entries(torch.stack([norm.to(norms[0].device) for norm in norms]), ord)
 
 
@@ -54,13 +59,16 @@ def norm_of_entries(tensor: Tensor, ord: float) -> Tensor:  # noqa: A002
     entries = to_double(tensor.detach()).flatten()
     if not entries.numel():
         return entries.sum()
+    if ord == 2 and entries.dtype == torch.float64 and tensor.dtype in _NARROW:
+        norm: Tensor = torch.linalg.vector_norm(entries)
+        return torch.where(norm.isinf(), torch.nan, norm)
     lowest, highest = entries.aminmax()
     largest = torch.maximum(-lowest, highest)
     if math.isinf(ord):
         return torch.where(largest.isfinite(), largest, torch.nan)
     # Infinite entries scale to NaN by themselves.
     scaled = entries / torch.where(largest > 0, largest, 1.0)
-    norm: Tensor = torch.linalg.vector_norm(scaled, ord)
+    norm = torch.linalg.vector_norm(scaled, ord)
     return largest * norm
 
 

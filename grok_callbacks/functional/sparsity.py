@@ -32,7 +32,7 @@ def activation_sparsity(activations: Tensor, threshold: float = 0.1, *, relative
         Scalar in [0, 1], without unit. NaN if an activation is NaN or infinite.
 
     Raises:
-        ValueError: If ``activations`` is empty or ``threshold`` is not a finite number.
+        ValueError: If ``activations`` is empty or complex, or ``threshold`` is not a finite number.
 
     Cost: one pass over the activations.
 
@@ -49,11 +49,21 @@ def activation_sparsity(activations: Tensor, threshold: float = 0.1, *, relative
     check_threshold(threshold)
     if activations.numel() == 0:
         raise ValueError("activations must not be empty.")
-    values = to_double(activations)
-    if relative:
-        values = values / root_mean_square(values)
-    silent = to_double(values < threshold).mean()
-    return torch.where(torch.isfinite(values).all(), silent, torch.nan)
+    if activations.is_complex():
+        raise ValueError(f"activations must be real, got {activations.dtype}.")
+    values = to_double(activations) / root_mean_square(activations) if relative else activations
+    if values.dtype != torch.float32:
+        values = to_double(values)
+    silent = to_double(torch.count_nonzero(values < _in_format(threshold, values.dtype))) / values.numel()
+    # The sum of finite values can overflow, but that of others never is finite.
+    finite = values.sum().isfinite() or torch.isfinite(values).all()
+    return silent if finite else torch.full_like(silent, torch.nan)
+
+
+def _in_format(threshold: float, dtype: torch.dtype) -> Tensor:
+    """The smallest number of a format that is no less: what lies below the one lies below the other."""
+    rounded = torch.tensor(threshold, dtype=dtype)
+    return torch.nextafter(rounded, rounded.new_tensor(torch.inf)) if float(rounded) < threshold else rounded
 
 
 def check_threshold(threshold: float) -> None:

@@ -34,6 +34,7 @@ class LinearMappingNumber(Metric):
             that is given one for the time of a measurement by :meth:`measuring`.
         num_interpolation: Uniform values of t along each segment.
         memory_limit: Bytes that a chunk of segments may take.
+        quadrature: Inner points of a rule for the sums over t, as in :func:`~grok_callbacks.functional.linear_connectivity`.
         kwargs: Of :class:`torchmetrics.Metric`.
 
     Attributes:
@@ -64,6 +65,7 @@ class LinearMappingNumber(Metric):
         function: Callable[[Tensor], Tensor] | None = None,
         num_interpolation: int = 21,
         memory_limit: int = 256 * 2**20,
+        quadrature: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -71,6 +73,7 @@ class LinearMappingNumber(Metric):
             None if function is None else (function,)
         )  # in a tuple, or a network would become a submodule of the metric
         self.num_interpolation = num_interpolation
+        self.quadrature = quadrature
         self.memory_limit = memory_limit
         self.connectivity = None
         self.add_state("points", [], dist_reduce_fx="cat")
@@ -117,6 +120,7 @@ class LinearMappingNumber(Metric):
             self._function[0],
             dim_zero_cat(self.points),
             self.num_interpolation,
+            quadrature=self.quadrature,
             memory_limit=self.memory_limit,
             rank=rank,
             world_size=world_size,

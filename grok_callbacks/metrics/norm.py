@@ -70,7 +70,8 @@ class ParameterNorm(Metric):
         Args:
             tensors: A tensor, several, or several by name.
         """
-        self.norm = parameter_norm([self.norm, parameter_norm(tensors, self.ord)], self.ord)
+        added = parameter_norm(tensors, self.ord)
+        self.norm = norm_of_entries(torch.stack([self.norm.to(added.device), added]), self.ord)
 
     def compute(self) -> Tensor:
         """Norm of all that was given, float64."""

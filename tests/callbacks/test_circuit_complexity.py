@@ -230,7 +230,7 @@ class TestWhatCannotBe:
             def forward(self, x):
                 if self.moody and self[2].weight is not own:
                     raise RuntimeError("these are not my weights")
-                return super().forward(x)
+                return super().forward(x) * 1  # Or the layers after the pruned one would be called without their model.
 
         model = Moody(*network())
         own = model[2].weight
@@ -240,6 +240,45 @@ class TestWhatCannotBe:
         with pytest.warns(UserWarning, match="switched off for the rest of this run: RuntimeError: these are not my weights"):
             assert recorder.record(step=1) == {}
         assert model[2].weight is own
+
+
+class TestWhereAChainOfLayersLeadsToTheOutputs:
+    class Opaque(nn.Sequential):
+        """The same network, whose outputs no module returns."""
+
+        def forward(self, x):
+            return super().forward(x) * 1
+
+    def test_it_alone_is_run_and_says_the_same(self):
+        layers = list(network())
+        calls = []
+        layers[0].register_forward_hook(lambda *_: calls.append(1))
+        values, counts = [], []
+        for model in (self.Opaque(*layers), nn.Sequential(*layers)):
+            recorder = Recorder(model, [CircuitComplexityMonitor()], PROBE)
+            recorder.record(step=0)
+            calls.clear()
+            values.append(recorder.record(step=1))
+            counts.append(len(calls))
+        assert values[1] == pytest.approx(values[0], rel=1e-6)
+        # The common pass over the probe alone, and one more for each of two layers.
+        assert counts == [3, 1]
+
+    def test_not_for_a_weight_that_is_used_elsewhere(self):
+        class TiedByHand(nn.Module):
+            def __init__(self):
+                super().__init__()
+                torch.manual_seed(0)
+                self.first, self.last = nn.Linear(6, 6), nn.Linear(6, 6)
+
+            def forward(self, x):
+                return self.last(torch.relu(x @ self.last.weight) + self.first(x))
+
+        model, inputs = TiedByHand(), torch.randn(20, 6)
+        probe = Probe(train=(inputs, torch.randint(6, (20,))))
+        expected = reference(model, "last.weight", inputs)
+        values = measured(model, CircuitComplexityMonitor("last"), probe)
+        assert values["complexity/last"] == pytest.approx(expected.mean().item(), rel=1e-5)
 
 
 class TestInATrainer:

@@ -68,6 +68,7 @@ class ResidualNet(nn.Module):
 
 
 def lmn_of(model, inputs, **settings):
+    settings = {"quadrature": None, **settings}
     monitor = LinearMappingNumberMonitor(num_samples=len(inputs), on_error="raise", **settings)
     return Recorder(model, [monitor], Probe(train=inputs, size=len(inputs))).record(step=0), monitor
 
@@ -81,6 +82,17 @@ def test_chain_of_layers_is_measured_from_its_tail():
     expected = slow_number(model[2:], model[:2](inputs).detach())
     assert values == {"grok/lmn/1": pytest.approx(expected, rel=1e-9)}
     assert expected > 1.05
+
+
+def test_the_default_rule_comes_near_all_points():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 20), nn.Tanh(), nn.Linear(20, 20), nn.ReLU(), nn.Linear(20, 5))
+    torch.nn.init.normal_(model[2].weight)
+    inputs = 2 * torch.randn(32, 3)
+    everywhere, _ = lmn_of(model, inputs)
+    (by_default,) = Recorder(model, [LinearMappingNumberMonitor()], Probe(train=inputs)).record(step=0).values()
+    assert everywhere["grok/lmn/1"] > 2
+    assert by_default == pytest.approx(everywhere["grok/lmn/1"], rel=0.05)
 
 
 def test_functional_activations_are_measured_by_substitution():
@@ -179,10 +191,8 @@ def test_repeats_average_disjoint_subsets_and_give_an_error():
     inputs = torch.randn(40, 3)
     monitor = LinearMappingNumberMonitor("second:input", num_samples=10, repeats=4, on_error="raise")
     values = Recorder(model, [monitor], Probe(train=inputs, size=40)).record(step=0)
-    singles = [
-        lmn_of(model, Probe(train=inputs, size=40).sample("train").inputs[10 * k : 10 * k + 10], layers="second:input")[0]
-        for k in range(4)
-    ]
+    samples = Probe(train=inputs, size=40).sample("train").inputs
+    singles = [lmn_of(model, samples[10 * k : 10 * k + 10], layers="second:input", quadrature=3)[0] for k in range(4)]
     numbers = torch.tensor([single["grok/lmn/second:input"] for single in singles], dtype=torch.float64)
     assert values["grok/lmn/second:input"] == pytest.approx(float(numbers.mean()), rel=1e-6)
     assert values["grok/lmn_standard_error/second:input"] == pytest.approx(float(numbers.std() / 2), rel=1e-4)
@@ -291,6 +301,6 @@ def test_pairs_are_split_over_ranks():
     alone, rows_alone = measure_on_rank(0)
     (first, rows_first), (second, rows_second) = run_on_two_ranks(measure_on_rank)
     assert first == second == pytest.approx(alone, rel=1e-12)
-    # 780 segments of 19 inner points, beside a few rows that every rank needs.
-    assert rows_alone >= 780 * 19
+    # 780 segments of 3 inner points, beside a few rows that every rank needs.
+    assert rows_alone >= 780 * 3
     assert max(rows_first, rows_second) < 0.56 * rows_alone

@@ -70,15 +70,11 @@ def test_one_number_a_sample_may_come_without_a_dimension_of_its_own():
     assert len(measured[0]) == len(KEYS)
 
 
-def test_entropies_are_of_the_first_samples_and_the_gradient_of_all():
+def test_only_the_first_samples_are_looked_at():
     model, x = network(), inputs()
-    part, few, all_samples = (
-        record(model, x, num_samples=8, noise_scale=0.0),
-        record(model, x[:8], noise_scale=0.0),
-        record(model, x),
-    )
-    assert (part["pmi"], part["pe"]) == pytest.approx((few["pmi"], few["pe"]))
-    assert part["input_gradient"] == all_samples["input_gradient"] != few["input_gradient"]
+    part, few, all_samples = (record(model, x, num_samples=8), record(model, x[:8]), record(model, x))
+    assert part == pytest.approx(few, rel=1e-5)
+    assert part["input_gradient"] != all_samples["input_gradient"]
 
 
 def test_the_gradient_is_that_of_the_network():

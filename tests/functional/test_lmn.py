@@ -19,7 +19,7 @@ from grok_callbacks.functional import (
     linear_mapping_number,
     linear_mapping_number_estimate,
 )
-from grok_callbacks.functional.lmn import _pairs, _subsets
+from grok_callbacks.functional.lmn import _pairs, _rule, _subsets
 
 
 def reference(function, points, num_interpolation=21):
@@ -101,6 +101,34 @@ def test_against_reference(name, num_interpolation):
         torch.testing.assert_close(result, expected, rtol=0, atol=1e-12)
     assert expected.min() < 0.99  # it did bend
     assert linear_mapping_number(result).item() == pytest.approx(reference_number(expected), rel=1e-9)
+
+
+@pytest.mark.parametrize("quadrature", [1, 2, 3, 5])
+def test_the_rule_is_exact_for_polynomials(quadrature):
+    times, weights = _rule(21, quadrature)
+    assert len(times) == quadrature + 2
+    assert times[0] == 0
+    assert times[-1] == 1
+    assert weights.min() > 0
+    uniform = torch.linspace(0, 1, 21, dtype=torch.float64)
+    for degree in range(2 * quadrature + 2):
+        assert float(weights @ times**degree) == pytest.approx(float((uniform**degree).sum()), rel=1e-12)
+
+
+def test_the_rule_measures_polynomials_as_all_points_do():
+    points = torch.tensor([[-1.0], [0.3], [1.2]], dtype=torch.float64)
+    everywhere = linear_connectivity(lambda x: torch.cat([x**2, x**3], 1), points)
+    assert everywhere.min() < 0.8
+    torch.testing.assert_close(
+        linear_connectivity(lambda x: torch.cat([x**2, x**3], 1), points, quadrature=3), everywhere, rtol=1e-10, atol=1e-12
+    )
+
+
+def test_a_rule_with_as_many_points_is_all_points():
+    points = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    everywhere = linear_connectivity(torch.tanh, points)
+    assert torch.equal(linear_connectivity(torch.tanh, points, quadrature=19), everywhere)
+    assert torch.equal(linear_connectivity(torch.tanh, points, quadrature=100), everywhere)
 
 
 def test_golden(golden):
@@ -508,6 +536,7 @@ def test_inside_inference_mode():
         ({"points": torch.tensor(1.0)}, "points"),
         ({"points": torch.zeros(3, 2, dtype=torch.long)}, "points"),
         ({"num_interpolation": 2}, "num_interpolation"),
+        ({"quadrature": 0}, "quadrature"),
         ({"memory_limit": 0}, "memory_limit"),
         ({"rank": 2, "world_size": 2}, "rank"),
         ({"rank": -1}, "rank"),
