@@ -362,8 +362,10 @@ def _figure(stage: Series, history: Mapping[str, Series | None]) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    figure = Figure(figsize=(7, 7.5), layout="constrained")
-    panels = figure.subplots(len(_PANELS), 1, sharex=True)
+    # Margins by hand: a layout engine draws everything twice, and drawing is what a figure costs.
+    figure = Figure(figsize=(7, 7.5))
+    margins = {"left": 0.14, "right": 0.97, "bottom": 0.07, "top": 0.93, "hspace": 0.08}
+    panels = figure.subplots(len(_PANELS), 1, sharex=True, gridspec_kw=margins)
     for axes, (title, (names, scale)) in zip(panels, _PANELS.items(), strict=True):
         for first, end, number in _spans(stage):
             axes.axvspan(first, end, color=_COLOURS[number - 1], alpha=0.6, linewidth=0)
@@ -373,9 +375,11 @@ def _figure(stage: Series, history: Mapping[str, Series | None]) -> Figure:
                 axes.plot(series.steps, series.values, marker=".", linewidth=1, label=name)
         axes.set(ylabel=title, yscale=scale)
         axes.legend(frameon=False, fontsize=8, loc="best")
+        # Without titles, whose room would be looked for.
+        axes.set_title("", y=1.0)
     reached = sorted({number for _, _, number in _spans(stage)})
     handles = [Patch(color=_COLOURS[n - 1], label=f"{'I' * n} {Li2Stage.NAMES[n - 1]}") for n in reached]
-    figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False)
+    figure.legend(handles=handles, loc="upper center", ncols=3, frameon=False)
     # Steps are log-spaced, and 0 is one of them.
     panels[-1].set_xscale("symlog", linthresh=1)
     panels[-1].set(xlabel="step", xlim=(0, max(stage.steps[-1], 1)))

@@ -182,8 +182,13 @@ class LinearMappingNumberMonitor(Monitor):
         }
 
 
+# The smallest share of the eigenvalues' sum that the figure shows.
+_SMALLEST = 1e-6
+
+
 def _connectivity_figure(connectivity: Tensor, site: str) -> Figure:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
     matrix = connectivity.cpu()
     order = order_by_cluster(matrix)
@@ -192,16 +197,24 @@ def _connectivity_figure(connectivity: Tensor, site: str) -> Figure:
     margins = {"left": 0.08, "right": 0.98, "bottom": 0.14, "top": 0.9, "wspace": 0.36}
     image_axes, spectrum_axes = figure.subplots(1, 2, width_ratios=[1, 1.1], gridspec_kw=margins)
     image = image_axes.imshow(matrix[order][:, order].numpy(), vmin=0, vmax=1, cmap="viridis", interpolation="nearest")
-    image_axes.set(title=f"Linear connectivity from {site}", xlabel="sample", ylabel="sample, by cluster")
-    figure.colorbar(image, ax=image_axes, label="$r^2$ along the segment", shrink=0.85)
+    image_axes.set(xlabel="sample", ylabel="sample, by cluster")
+    # A height of its own, or the title is moved about until it fits, and all ticks are measured for that.
+    image_axes.set_title(f"Linear connectivity from {site}", y=1.02)
+    # Plain text, as formulas take long to set.
+    figure.colorbar(image, ax=image_axes, label="r² along the segment", shrink=0.85)
     if matrix.isfinite().all():
         eigenvalues = torch.linalg.eigvalsh(matrix).abs().sort(descending=True).values
         shares = eigenvalues / eigenvalues.sum()
-        spectrum_axes.plot(range(1, len(shares) + 1), shares.clamp(min=1e-6).numpy(), marker=".", linewidth=1)
+        spectrum_axes.plot(range(1, len(shares) + 1), shares.clamp(min=_SMALLEST).numpy(), marker=".", linewidth=1)
         number = float(linear_mapping_number(matrix))
         spectrum_axes.axvline(number, color="#D55E00", linestyle="--", label=f"linear mapping number {number:.2f}")
-        spectrum_axes.legend(frameon=False, fontsize=8)
-    spectrum_axes.set(
-        title=f"Eigenvalues, {len(matrix)} samples", xlabel="rank", ylabel="share of the sum", xscale="log", yscale="log"
-    )
+        spectrum_axes.legend(frameon=False, fontsize=8, loc="lower left")
+    spectrum_axes.set(xlabel="rank", ylabel="share of the sum", xscale="log", yscale="log")
+    spectrum_axes.set_title(f"Eigenvalues, {len(matrix)} samples", y=1.02)
+    ranks = [10**k for k in range(len(str(len(matrix))))]
+    spectrum_axes.xaxis.set_major_locator(FixedLocator(ranks))
+    spectrum_axes.yaxis.set_major_locator(FixedLocator([10.0**-k for k in range(7)]))
+    for axis in (spectrum_axes.xaxis, spectrum_axes.yaxis):
+        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.set_minor_locator(NullLocator())
     return figure
