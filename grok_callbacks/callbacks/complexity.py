@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -99,8 +100,8 @@ class ComplexityMonitor(Monitor):
 
     def bind(self, view: ModelView) -> None:
         """Choose the parameters and see that there is a loss."""
-        if not self.epsilons or min(self.epsilons) <= 0:
-            raise ValueError(f"`epsilon` must be positive, got {self.epsilons}.")
+        if not self.epsilons or not all(0 < epsilon < math.inf for epsilon in self.epsilons):
+            raise ValueError(f"`epsilon` must be positive and finite, got {self.epsilons}.")
         view.require_logits("train")
         self._names = view.select_parameters(self.parameters)
         self._length = DescriptionLength(num_samples=self.num_train_samples, delta=self.delta, sync_on_compute=False)

@@ -174,9 +174,9 @@ def rate_distortion(
         their loss are not finite (or weights beyond 1e30): NaN ``bits`` and an empty payload.
 
     Raises:
-        ValueError: If ``weights`` is empty or holds a dtype that cannot be encoded, if ``epsilon`` is not positive, if
-            ``encoding`` is unknown, if ``rank``, ``world_size`` and ``reduce`` do not fit, or if ``loss`` returns more than
-            one number.
+        ValueError: If ``weights`` is empty or holds a dtype that cannot be encoded, if ``epsilon`` is not positive
+            and finite, if ``encoding`` is unknown, if ``rank``, ``world_size`` and ``reduce`` do not fit, or if ``loss``
+            returns more than one number.
         RuntimeError: If the loss failed on another rank.
 
     Cost:
@@ -298,8 +298,8 @@ def _check(weights: Mapping[str, Tensor], encoding: str) -> None:
 
 
 def _check_settings(epsilons: Sequence[float], rank: int, world_size: int, reduce: Callable[[Tensor], Tensor] | None) -> None:
-    if not epsilons or not all(allowed > 0 for allowed in epsilons):
-        raise ValueError(f"epsilon must be positive, got {epsilons}")
+    if not epsilons or not all(0 < allowed < math.inf for allowed in epsilons):
+        raise ValueError(f"epsilon must be positive and finite, got {epsilons}")
     if not 0 <= rank < world_size:
         raise ValueError(f"rank must be between 0 and world_size - 1 = {world_size - 1}, got {rank}")
     if world_size > 1 and reduce is None:
@@ -357,9 +357,14 @@ def decode(payload: bytes, names: Sequence[str]) -> dict[str, Tensor]:
         Tensors by name, on the CPU.
 
     Raises:
-        ValueError: If ``payload`` is empty or cut short, or does not hold as many tensors as ``names``.
+        ValueError: If ``payload`` is empty, cut short or otherwise no description, or does not hold as many tensors as
+            ``names``. It has no checksum, which would count as bits: damage that leaves a description gives other weights.
     """
-    tensors = _coarse.read(payload)
+    try:
+        tensors = _coarse.read(payload)
+    except Exception as error:
+        # What is damaged can mislead any step of the way: the decompressors, the tables, the shapes.
+        raise ValueError(f"payload cannot be read, it is cut short or damaged: {error}") from error
     if len(names) != len(tensors):
         raise ValueError(f"names must hold {len(tensors)} names, got {len(names)}")
     return dict(zip(names, tensors, strict=True))
@@ -406,7 +411,7 @@ def code_length(logits: Tensor, targets: Tensor) -> Tensor:
         Scalar, float64. 0 for no samples, NaN where logits are not finite enough to give probabilities.
 
     Raises:
-        ValueError: If the shapes do not fit, or a target is no class.
+        ValueError: If the shapes do not fit, the logits are complex, or a target is no class.
 
     Source:
         DeMoss et al. 2024, arXiv 2412.09810, section 3.
@@ -418,6 +423,8 @@ def code_length(logits: Tensor, targets: Tensor) -> Tensor:
     """
     if logits.ndim != 2 or targets.shape != logits.shape[:1]:
         raise ValueError(f"logits and targets must be (n, C) and (n,), got {tuple(logits.shape)} and {tuple(targets.shape)}")
+    if logits.is_complex():
+        raise ValueError(f"logits must be real, got {logits.dtype}")
     if targets.is_floating_point() or targets.is_complex():
         raise ValueError(f"targets must be class indices, got {targets.dtype}")
     if targets.numel() and not 0 <= int(targets.min()) <= int(targets.max()) < logits.shape[1]:

@@ -89,6 +89,8 @@ def matrix_entropy(gram: Tensor, alpha: float = 1.0) -> Tensor:
     check_alpha(alpha)
     if gram.ndim != 2 or gram.shape[0] != gram.shape[1] or gram.numel() == 0:
         raise ValueError(f"gram must be a non-empty square matrix, got the shape {tuple(gram.shape)}.")
+    if gram.is_complex():
+        raise ValueError(f"gram must be real, got {gram.dtype}.")
     matrix = to_double(gram)
     trace = matrix.trace()
     # An eigensolver raises on NaN, and a matrix without a trace has no scale.
@@ -130,8 +132,8 @@ def matrix_mutual_information(gram1: Tensor, gram2: Tensor, alpha: float = 1.0) 
     """
     if gram1.shape != gram2.shape:
         raise ValueError(f"gram1 and gram2 must have one shape, got {tuple(gram1.shape)} and {tuple(gram2.shape)}.")
-    joint = to_double(gram1) * to_double(gram2)
-    return matrix_entropy(gram1, alpha) + matrix_entropy(gram2, alpha) - matrix_entropy(joint, alpha)
+    marginals = matrix_entropy(gram1, alpha) + matrix_entropy(gram2, alpha)
+    return marginals - matrix_entropy(to_double(gram1) * to_double(gram2), alpha)
 
 
 def feature_entropy(features: Tensor, alpha: float = 1.0) -> Tensor:
@@ -192,9 +194,9 @@ def feature_mutual_information(features1: Tensor, features2: Tensor, alpha: floa
         >>> feature_mutual_information(features, features.flip(1))
         tensor(1.0986, dtype=torch.float64)
     """
-    if len(features1) != len(features2):
-        raise ValueError(f"features1 and features2 must have as many rows, got {len(features1)} and {len(features2)}.")
     rows1, rows2 = directions(features1), directions(features2)
+    if len(rows1) != len(rows2):
+        raise ValueError(f"features1 and features2 must have as many rows, got {len(rows1)} and {len(rows2)}.")
     joint = _joint_moment(rows1, rows2)
     marginals = matrix_entropy(_smaller_moment(rows1), alpha) + matrix_entropy(_smaller_moment(rows2), alpha)
     return marginals - matrix_entropy(joint, alpha)
@@ -272,6 +274,8 @@ def directions(features: Tensor) -> Tensor:
     """Rows at unit length in float64, ``(n, d + 1)``: the last column is 1 for rows of zeros, and 0 otherwise."""
     if features.ndim == 0 or features.numel() == 0:
         raise ValueError(f"features must have at least one sample and one feature, got {tuple(features.shape)}.")
+    if features.is_complex():
+        raise ValueError(f"features must be real, got {features.dtype}.")
     rows = to_double(features).reshape(len(features), -1)
     # Relative to its largest entry no row's squares leave the range of a float.
     largest = rows.abs().amax(1, keepdim=True)

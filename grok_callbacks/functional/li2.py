@@ -467,7 +467,7 @@ def relative_change(weights: Tensor | Iterable[Tensor], initial: Tensor | Iterab
         Scalar, float64; NaN where all initial weights are zero.
 
     Raises:
-        ValueError: if the numbers or shapes of the tensors differ, or there is none.
+        ValueError: if the numbers or shapes of the tensors differ, there is none, or one is complex.
 
     Source:
         Tian 2025, arXiv 2509.21519, figure 3 (update sizes of W and V).
@@ -482,6 +482,8 @@ def relative_change(weights: Tensor | Iterable[Tensor], initial: Tensor | Iterab
     then = [initial] if isinstance(initial, Tensor) else list(initial)
     if not now or [tensor.shape for tensor in now] != [tensor.shape for tensor in then]:
         raise ValueError("weights and initial must be tensors of the same shapes, at least one")
+    if any(tensor.is_complex() for tensor in [*now, *then]):
+        raise ValueError("weights and initial must be real, got complex ones")
     moved = torch.stack([torch.linalg.vector_norm(to_double(a) - to_double(b)) for a, b in zip(now, then, strict=True)])
     length = torch.stack([torch.linalg.vector_norm(to_double(b)) for b in then])
     return _ratio(torch.linalg.norm(moved), torch.linalg.norm(length))

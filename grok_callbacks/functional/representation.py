@@ -126,7 +126,7 @@ def loss_oscillation(losses: Tensor) -> Tensor:
         Scalar, not negative, float64; NaN for fewer than five losses (a cubic goes through four) or a mean of zero.
 
     Raises:
-        ValueError: if ``losses`` isn't a vector or is empty.
+        ValueError: if ``losses`` isn't a vector, is empty or is complex.
 
     Cost:
         A few n multiplications.
@@ -143,6 +143,8 @@ def loss_oscillation(losses: Tensor) -> Tensor:
     """
     if losses.ndim != 1 or losses.numel() == 0:
         raise ValueError(f"losses must be a vector that isn't empty, got the shape {tuple(losses.shape)}")
+    if losses.is_complex():
+        raise ValueError(f"losses must be real, got {losses.dtype}")
     losses = to_double(losses)
     if len(losses) < _TREND_DEGREE + 2:
         return losses.new_tensor(torch.nan)

@@ -24,7 +24,7 @@ def commutativity(logits: Tensor, mirrored_logits: Tensor) -> Tensor:
         Scalar in [0, 1]. NaN if a logit is NaN or plus infinity, for then there is no prediction.
 
     Raises:
-        ValueError: If the shapes are not one non-empty ``(n, C)``.
+        ValueError: If the shapes are not one non-empty ``(n, C)``, or the logits are no real numbers.
 
     Cost: one pass over the logits.
 
@@ -53,7 +53,7 @@ def logit_distance(logits: Tensor, mirrored_logits: Tensor) -> Tensor:
         Scalar, at least 0, in squared logits. NaN or infinite if a logit is.
 
     Raises:
-        ValueError: If the shapes are not one non-empty ``(n, C)``.
+        ValueError: If the shapes are not one non-empty ``(n, C)``, or the logits are no real numbers.
 
     Cost: one pass over the logits.
 
@@ -199,6 +199,9 @@ def _check_logits(logits: Tensor, mirrored_logits: Tensor) -> None:
         raise ValueError(f"logits must have the shape (n, C) and not be empty, got {tuple(logits.shape)}.")
     if mirrored_logits.shape != logits.shape:
         raise ValueError(f"mirrored_logits must have the shape {tuple(logits.shape)}, got {tuple(mirrored_logits.shape)}.")
+    for name, tensor in (("logits", logits), ("mirrored_logits", mirrored_logits)):
+        if tensor.is_complex() or tensor.dtype == torch.bool:
+            raise ValueError(f"{name} must be real numbers, got {tensor.dtype}.")
 
 
 def _check_answers(predictions: Tensor, pairs: Tensor | None) -> None:

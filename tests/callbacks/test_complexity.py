@@ -187,8 +187,9 @@ def test_nan_weights_give_nan_and_one_warning():
 
 def test_bad_settings_name_the_argument():
     model, batch = network()
-    with pytest.raises(ValueError, match="`epsilon` must be positive"):
-        measure(model, batch, epsilon=0.0)
+    for epsilon in (0.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match="`epsilon` must be positive and finite"):
+            measure(model, batch, epsilon=epsilon)
     with pytest.raises(ValueError, match="train"):
         Recorder(model, [ComplexityMonitor()], Probe()).record(step=0)
 
