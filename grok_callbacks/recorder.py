@@ -146,6 +146,11 @@ class Recorder:
         return list(dict.fromkeys(slot.probe for slot in self._slots if slot.probe is not None))
 
     @property
+    def last_step(self) -> int:
+        """The last step at which a monitor measured, -1 before the first."""
+        return max((slot.last_measured for slot in self._slots), default=-1)
+
+    @property
     def seconds(self) -> dict[str, float]:
         """Time that each monitor has taken so far, by label."""
         return {slot.monitor.label: slot.seconds for slot in self._slots}

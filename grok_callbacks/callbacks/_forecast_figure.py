@@ -31,8 +31,10 @@ def course(
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogFormatter
 
-    figure = Figure(figsize=(7, 5.5), layout="constrained")
-    above, below = figure.subplots(2, 1, sharex=True)
+    # Margins by hand: a layout engine draws everything twice, and drawing is what a figure costs.
+    figure = Figure(figsize=(7, 5.5))
+    margins = {"left": 0.12, "right": 0.97, "bottom": 0.09, "top": 0.97, "hspace": 0.08}
+    above, below = figure.subplots(2, 1, sharex=True, gridspec_kw=margins)
     chance = curves["probability"]
     above.plot(chance.steps, chance.values, marker=".", color=_FORECAST, label="forecast")
     above.axhline(threshold, color=_WARNING, linestyle=":", linewidth=1, label="threshold")
@@ -57,4 +59,6 @@ def course(
             if step is not None:
                 axes.axvline(step, color=colour, linewidth=1, label=f"{name} at {step:,}" if axes is above else None)
         axes.legend(frameon=False, fontsize=8, loc="best")
+        # Without titles, whose room would be looked for.
+        axes.set_title("", y=1.0)
     return figure

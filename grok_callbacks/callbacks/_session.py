@@ -61,6 +61,7 @@ class Session:
         # A figure takes a hundred times as long as a measurement: one a decade, from here on, and one at the end.
         self._figure_schedule = LogSpaced(1)
         self._next_figure_step: int | None = _FIRST_FIGURE
+        self._drawn_at = -1
         self._broken_loggers: set[int] = set()
         self._layout_keys: set[str] = set()
         self._texts: dict[str, str] = {}
@@ -163,7 +164,8 @@ class Session:
         """Take in the last metrics, log the last figures and texts, and flush."""
         self._take_in_metrics()
         if self.recorder is not None and self.recorder.history:
-            self._publish_figures(self.trainer.global_step)
+            if self._drawn_at != self.recorder.last_step:
+                self._publish_figures(self.trainer.global_step)
             self._publish_texts(self._texts, self.trainer.global_step)
         self.flush()
 
@@ -325,6 +327,7 @@ class Session:
         if self._next_figure_step is not None and step >= self._next_figure_step:
             self._next_figure_step = self._figure_schedule.next_step(step)
             self._publish_figures(step)
+            self._drawn_at = step
 
     def _put_in_callback_metrics(self, values: Mapping[str, float]) -> None:
         tensors = {key: torch.tensor(value, dtype=torch.float64) for key, value in values.items()}

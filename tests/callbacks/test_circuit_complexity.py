@@ -54,6 +54,25 @@ class TestValues:
             assert values[f"complexity_std/{layer}"] == pytest.approx(expected.std().item(), rel=1e-4)
         assert set(values) == {f"complexity{kind}/{layer}" for kind in ("", "_std") for layer in ("0", "2", "4")}
 
+    def test_only_the_first_samples_are_looked_at(self):
+        few = measured(network(), CircuitComplexityMonitor(num_samples=8))
+        alone = measured(network(), probe=Probe(train=(INPUTS[:8], torch.arange(8) % 3)))
+        assert few == pytest.approx(alone, rel=1e-6)
+        assert few != pytest.approx(measured(network()), rel=1e-6)
+
+    def test_rows_that_are_not_one_a_sample_are_all_looked_at(self):
+        class Pairs(nn.Sequential):
+            """Two rows of outputs for each sample."""
+
+            def forward(self, x):
+                return super().forward(torch.cat([x, x]))
+
+        model = Pairs(*network())
+        probe = Probe(train=(INPUTS, None), unpack=lambda batch: batch)
+        assert measured(model, CircuitComplexityMonitor(num_samples=8), probe) == pytest.approx(
+            measured(model, probe=probe), rel=1e-6
+        )
+
     def test_same_seed_same_value_other_seed_another(self):
         model = network()
         first, second, other = (measured(model, CircuitComplexityMonitor(seed=seed)) for seed in (0, 0, 1))
@@ -218,7 +237,9 @@ class TestWhatCannotBe:
         with pytest.raises(MisconfigurationException, match=r"`layers`: 'net.9' matches nothing.*net.2"):
             fit([CircuitComplexityMonitor("net.9")])
 
-    @pytest.mark.parametrize("settings", [{"fraction": 0}, {"fraction": 1.1}, {"repeats": 0}, {"memory_limit": 0}])
+    @pytest.mark.parametrize(
+        "settings", [{"fraction": 0}, {"fraction": 1.1}, {"repeats": 0}, {"memory_limit": 0}, {"num_samples": 0}]
+    )
     def test_settings(self, settings):
         with pytest.raises(MisconfigurationException, match=f"`{next(iter(settings))}`"):
             CircuitComplexityMonitor(**settings)
