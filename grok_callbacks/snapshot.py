@@ -19,7 +19,7 @@ from grok_callbacks._distributed import Ranks
 from grok_callbacks._isolation import observing
 from grok_callbacks._sharding import is_sharded, own_piece, refuse_flat_shards, substituted
 from grok_callbacks.functional.spectral import flatten_matrix, singular_values
-from grok_callbacks.probe import Batch, Probe, Split
+from grok_callbacks.probe import IGNORE_INDEX, Batch, Probe, Split
 from grok_callbacks.selection import clean_name, select
 
 __all__ = ["Drawn", "ModelView", "Run", "Snapshot"]
@@ -95,8 +95,11 @@ class ModelView:
 
     @property
     def matrices(self) -> list[str]:
-        """Names of the parameters with at least two dimensions: weights of layers and embeddings, no biases, no gains."""
-        return [name for name, parameter in self.parameters.items() if parameter.ndim > 1]
+        """Names of the parameters with at least two dimensions: weights of layers and embeddings, no biases, no gains.
+
+        Those without an entry, such as a layer of no outputs has, are left out.
+        """
+        return [name for name, parameter in self.parameters.items() if parameter.ndim > 1 and parameter.numel()]
 
     @property
     def device(self) -> torch.device:
@@ -162,9 +165,24 @@ class ModelView:
         Raises:
             ValueError: If not; the message names the argument of the Probe to set.
         """
+        targets = self.require_samples(split).targets
+        if isinstance(targets, Tensor) and targets.numel() and bool((targets == IGNORE_INDEX).all()):
+            raise ValueError(
+                f"All targets of the {split} samples are {IGNORE_INDEX}, to be ignored; set `unpack` of the Probe."
+            )
         samples = self.require_samples(split).first(_TRIAL_SIZE).to(self.device, _floating_dtype(self.model))
         with observing(self.model):
             self.probe.align(_tried(self, samples.inputs), samples.targets)
+
+    def require_loss(self, split: Split = "train") -> None:
+        """Make sure that there are outputs, and targets to compare them with.
+
+        Raises:
+            ValueError: If not; the message names the argument of the Probe to set.
+        """
+        self.require_logits(split)
+        if self.require_samples(split).targets is None:
+            raise ValueError(f"There is no loss, since the {split} samples have no targets; set `unpack` of the Probe.")
 
     @property
     def _trace(self) -> _Trace:

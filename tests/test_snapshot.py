@@ -428,3 +428,25 @@ def test_samples_from_a_dataset_come_out_on_the_models_device_and_precision():
     snapshot = Snapshot(ModelView(model, probe, {"train": probe.sample("train")}), 0)
     assert snapshot.batch().inputs.dtype == torch.float64
     assert snapshot.logits().shape == (3, 3)
+
+
+def test_matrices_without_an_entry_are_none():
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
+    model.empty = nn.Parameter(torch.zeros(0, 3))
+    model.flat = nn.Parameter(torch.zeros(2))
+    view = ModelView(model, Probe())
+    assert view.matrices == ["0.weight", "1.weight"]
+    assert set(view.parameters) == {"empty", "flat", "0.weight", "0.bias", "1.weight", "1.bias"}
+    with pytest.raises(ValueError, match="'empty' matches nothing"):
+        view.select_matrices("empty")
+
+
+def test_targets_that_are_all_to_be_ignored_leave_no_prediction():
+    model, x = nn.Linear(3, 2), torch.randn(4, 3)
+    for targets, message in ((torch.full((4,), -100), "All targets of the train samples are -100"), (None, "have no targets")):
+        probe = Probe(train=(x, targets) if targets is not None else x)
+        view = ModelView(model, probe, {"train": probe.sample("train")})
+        with pytest.raises(ValueError, match=message):
+            view.require_loss()
+    probe = Probe(train=(x, torch.tensor([-100, -100, -100, 1])))
+    ModelView(model, probe, {"train": probe.sample("train")}).require_loss()

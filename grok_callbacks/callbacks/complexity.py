@@ -102,7 +102,7 @@ class ComplexityMonitor(Monitor):
         """Choose the parameters and see that there is a loss."""
         if not self.epsilons or not all(0 < epsilon < math.inf for epsilon in self.epsilons):
             raise ValueError(f"`epsilon` must be positive and finite, got {self.epsilons}.")
-        view.require_logits("train")
+        view.require_loss("train")
         self._names = view.select_parameters(self.parameters)
         self._length = DescriptionLength(num_samples=self.num_train_samples, delta=self.delta, sync_on_compute=False)
         self.metric = self._length
@@ -143,6 +143,11 @@ class ComplexityMonitor(Monitor):
         logits, targets = self._answers(snapshot, coarse, "train")
         if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.shape != logits.shape[:-1]:
             return values
+        if logits.shape[-1] == 1:
+            # One logit that says yes or no is that of yes, beside a no of zero.
+            logits = torch.cat([torch.zeros_like(logits), logits], -1)
+        if not bool(((targets >= 0) & (targets < logits.shape[-1])).all()):
+            return values  # Whole numbers that are no classes, for a loss of the user's.
         self._length.reset()
         self._length.update(logits, targets, best.bits)
         length = self._length.compute()

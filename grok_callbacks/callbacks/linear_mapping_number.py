@@ -111,6 +111,9 @@ class LinearMappingNumberMonitor(Monitor):
             raise ValueError(f"`quadrature` must be at least 1, or None, got {self.quadrature}.")
         self._check_position(view)
         sites = self._default_sites(view) if self.layers is None else view.select_sites(self.layers)
+        if self.layers is None:
+            # What a layer turns out to be depends on the weights, which are others in a run that is resumed.
+            sites = [site for site in self.resumed_own_state.get("sites", ()) if site in view.sites] or sites
         available = len(view.require_samples("train"))
         if self.repeats > 1 and self.repeats * self.num_samples > available:
             raise ValueError(
@@ -172,6 +175,10 @@ class LinearMappingNumberMonitor(Monitor):
     def _at_position(self, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         position = self.position
         return function if position is None else lambda rows: function(rows)[:, position]
+
+    def own_state(self) -> dict[str, Any]:
+        """The chosen sites."""
+        return {"sites": list(self._metrics)}
 
     def figures(self) -> Mapping[str, Figure]:
         """The last connectivity matrix of each layer."""

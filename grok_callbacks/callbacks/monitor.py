@@ -307,6 +307,11 @@ class Monitor(Callback, metaclass=_MonitorType):
         """Take up :meth:`own_state`."""
         del state
 
+    @property
+    def resumed_own_state(self) -> Mapping[str, Any]:
+        """For :meth:`bind`: what :meth:`own_state` gave in the run that this one goes on from, empty in a run of its own."""
+        return (self._restored or {}).get("own") or {}
+
     def _samples_to_save(self) -> list[dict[str, Any]]:
         """The samples that a resumed run could not draw again, such as those of data that can only be iterated."""
         if self._recorder is None:

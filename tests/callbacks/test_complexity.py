@@ -207,3 +207,29 @@ def test_ranks_split_the_losses_and_agree():
     alone, all_losses = measure_on_rank(0)
     assert first == alone
     assert max(losses, others) < all_losses
+
+
+def test_one_logit_that_says_yes_or_no():
+    torch.manual_seed(0)
+    model, x = nn.Linear(3, 1), torch.randn(20, 3)
+    y = (x[:, 0] > 0).long()
+    values, monitor = measure(model, (x, y), size=30)
+    coarse = monitor._results[0].coarse_weights()
+    logits = torch.func.functional_call(model, coarse, (x,)).detach().double()[:, 0]
+    bits = nn.functional.binary_cross_entropy_with_logits(logits, y.double(), reduction="sum") / math.log(2)
+    assert values["grok/complexity/total_bits"] == pytest.approx(values["grok/complexity/bits"] + float(bits), rel=1e-6)
+
+
+def test_whole_numbers_that_are_no_classes_have_no_code_length():
+    model, x = nn.Linear(3, 1), torch.randn(20, 3)
+    monitor = ComplexityMonitor(on_error="raise")
+    probe = Probe(train=(x, torch.arange(20)), loss=lambda outputs, targets: (outputs[:, 0] - targets).square().mean())
+    values = Recorder(model, [monitor], probe).record(0)
+    assert "grok/complexity/bits" in values
+    assert not [key for key in values if "total" in key or "bound" in key]
+
+
+def test_without_targets_it_is_told_at_the_start():
+    model, (x, _) = network()
+    with pytest.raises(ValueError, match="no targets; set `unpack`"):
+        Recorder(model, [ComplexityMonitor()], Probe(train=x)).record(0)

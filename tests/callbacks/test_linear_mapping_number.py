@@ -304,3 +304,24 @@ def test_pairs_are_split_over_ranks():
     # 780 segments of 3 inner points, beside a few rows that every rank needs.
     assert rows_alone >= 780 * 3
     assert max(rows_first, rows_second) < 0.56 * rows_alone
+
+
+def test_a_resumed_run_keeps_the_site_whatever_its_weights_have_become():
+    """With weights of zero every layer is affine, so that another would be chosen."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    probe = Probe(train=torch.randn(10, 3))
+    first = Recorder(model, [LinearMappingNumberMonitor()], probe)
+    (key,) = first.record(0)
+    state = first.state_dict()
+    with torch.no_grad():
+        model[2].weight.zero_()
+    (other,) = Recorder(model, [LinearMappingNumberMonitor()], probe).record(1)
+    assert other != key
+    second = Recorder(model, [LinearMappingNumberMonitor()], probe)
+    second.load_state_dict(state)
+    assert list(second.record(1)) == [key]
+    # Sites of another model are not looked for.
+    third = Recorder(nn.Sequential(nn.Flatten(), nn.Linear(3, 2)), [LinearMappingNumberMonitor()], probe)
+    third.load_state_dict({next(iter(state)): state[next(iter(state))]})
+    assert not third.switched_off
