@@ -16,6 +16,7 @@ import numpy as np
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.lines import Line2D
 
 from grok_callbacks.functional import Li2Stage
 
@@ -164,37 +165,39 @@ def stages(cells: dict[str, list[Result]], folder: Path) -> str:
 
 def _stages_figure(results: Sequence[Result], path: Path) -> None:
     panels = [
-        ("accuracy", ("train", "test"), False),
-        ("alignment of G", ("cos_lazy", "cos_residual"), False),
+        ("accuracy: train, test (dashed)", ("train", "test"), False),
+        ("alignment of G: cos_lazy, cos_residual (dashed)", ("cos_lazy", "cos_residual"), False),
         ("norm of G", ("gradient_norm",), True),
         ("distance of V to the ridge solution", ("ridge_distance",), True),
-        ("relative change of V and W", ("change_V", "change_W"), True),
+        ("relative change: V, W (dashed)", ("change_V", "change_W"), True),
         ("power at own frequency", ("fourier_share",), False),
     ]
-    figure, axes = plt.subplots(2, 3, figsize=(13, 6.5), sharex=True)
+    figure, axes = plt.subplots(2, 3, figsize=(13, 6.8), sharex=True, layout="constrained")
+    colors = {
+        result["arguments"]["weight_decay"]: DECAYED if result["arguments"]["weight_decay"] else PLAIN for result in results
+    }
     for axis, (title, keys, log) in zip(axes.flat, panels, strict=True):
         for result in results:
-            decay = result["arguments"]["weight_decay"]
             for key, style in zip(keys, ("-", "--"), strict=False):
-                first = result["arguments"]["seed"] == 0
-                label = f"{key}, decay {decay:g}" if first else None
-                rows = result["history"]
+                # Nothing has changed at step 0, which a logarithmic axis cannot show.
+                rows = [row for row in result["history"] if row[key] > 0 or not log]
                 axis.plot(
-                    [max(r["step"], 0.7) for r in rows],
-                    [r[key] for r in rows],
+                    [max(row["step"], 0.7) for row in rows],
+                    [row[key] for row in rows],
                     style,
-                    color=DECAYED if decay else PLAIN,
+                    color=colors[result["arguments"]["weight_decay"]],
                     alpha=0.7,
                     linewidth=1.3,
-                    label=label,
                 )
-        axis.set(title=title, xscale="log", **({"yscale": "log"} if log else {}))
-        axis.legend(fontsize=7, framealpha=0.5, loc="upper left" if title.startswith("alignment") else "best")
+        axis.set_title(title, fontsize=11)
+        axis.set(xscale="log", **({"yscale": "log"} if log else {}))
     for axis in axes[1]:
         axis.set_xlabel("step")
     arguments = results[0]["arguments"]
     figure.suptitle(f"Addition mod {arguments['modulus']}, {arguments['units']} units x^2, 40% of the table")
-    figure.tight_layout()
+    # Below all panels: inside any of them it would lie on some curve.
+    handles = [Line2D([], [], color=color, label=f"weight decay {decay:g}") for decay, color in sorted(colors.items())]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
     figure.savefig(path, dpi=90)
     plt.close(figure)
 

@@ -442,6 +442,12 @@ def main() -> None:
 
         report(options.output, options.report)
         return
+    if "muon" in options.only and not hasattr(torch.optim, "Muon"):
+        others = " ".join(name for name in options.only if name != "muon")
+        parser.error(
+            f"the group muon needs torch.optim.Muon, from torch 2.9 on; this is {torch.__version__}. "
+            + (f"Without it: --only {others}" if others else "")
+        )
     run(options.output, options.only, options.tiny)
 
 
