@@ -124,7 +124,7 @@ def run(variant: Variant, seed: int, options: argparse.Namespace) -> dict:
             SpectralEntropyMonitor(schedule=EverySteps(1)),
             ActivationSparsityMonitor(schedule=EverySteps(1)),
             ActivationSparsityMonitor(relative=True, prefix="relative", schedule=EverySteps(1)),
-            CircuitComplexityMonitor("*", schedule=EverySteps(1)),
+            CircuitComplexityMonitor("*", num_samples=len(inputs), schedule=EverySteps(1)),
         ],
         Probe(size=len(inputs), train=(inputs, targets)),
     )

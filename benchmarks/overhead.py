@@ -1,0 +1,269 @@
+"""What leaving a preset on costs: whole runs with each preset over the same runs with none, and what a measurement grows with.
+
+``python -m benchmarks.overhead --output benchmarks/results/overhead.md``
+
+Each run is a fit in a process of its own, the presets taking turns, from one seed and with the default schedule: the trained
+weights must come out the same to the last bit. Times are CPU time of the fit, which other work on the machine disturbs less
+than the clock. The comparison of one process with another is still disturbed by it, so the share of the fit that was spent in
+the callbacks is printed as well, for which no second run is needed. Peak memory is the largest resident set of the process.
+
+``--peers PYTHON`` names the interpreter of an environment with WeightWatcher, devinterp or cockpit-for-pytorch, which are
+called on the same networks. ``--results FILE`` keeps finished runs, so that an interrupted benchmark goes on. ``--quick`` does
+a little of everything, for a look at whether it works.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks._common import markdown, parser, publish
+from benchmarks._overhead_growth import PROBES, SEQUENCE, SHAPES, Cost, exponent, measure
+from benchmarks._overhead_peers import PEERS
+from benchmarks._overhead_tasks import TASKS
+from grok_callbacks import LogSpaced
+from grok_callbacks.callbacks.presets import PRESETS
+
+#: What a preset may cost: time with it over time without.
+BARS = {"economy": 1.02, "standard": 1.05, "full": 1.15}
+#: And memory.
+MEMORY_BAR = 1.1
+_NONE = "none"
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--peers", type=Path, help="a Python interpreter that has the peers installed")
+    options.add_argument("--results", type=Path, help="JSON file of finished measurements, to go on from")
+    options.add_argument("--quick", action="store_true", help="runs of 200 steps, small models")
+    options.add_argument("--limit", type=float, default=150, help="seconds of clock time that one monitor may grow to")
+    options.set_defaults(repeats=2)
+    arguments = options.parse_args()
+    torch.set_num_threads(1)
+    done = _Results(arguments.results)
+    steps = {name: 200 if arguments.quick else task.steps for name, task in TASKS.items()}
+    for repeat in range(arguments.repeats):
+        for name in TASKS:
+            for preset in (_NONE, *PRESETS):
+                done.get(f"run {name} {steps[name]} {preset} {repeat}", lambda n=name, p=preset: _run(n, p, steps[n]))
+        if repeat == 0:
+            _peers_and_growth(done, arguments)
+    parts = [
+        "## Whole runs", _introduction(steps), _whole_runs(done, steps, arguments.repeats),
+        "## Of which each monitor", _by_monitor(done, steps),
+    ]  # fmt: skip
+    if arguments.peers is not None:
+        parts += ["## A measurement beside those of others", _beside_peers(done, steps)]
+    parts += ["## Growth with the model", _growth_with_model(done)]
+    parts += ["## Growth with the probe", _growth_with_probe(done)]
+    publish("\n\n".join(parts), arguments.output, "python -m benchmarks.overhead")
+
+
+class _Results:
+    """Measurements by name, kept in a file if one is given."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.values: dict[str, Any] = json.loads(path.read_text()) if path is not None and path.exists() else {}
+
+    def get(self, name: str, make: Callable[[], Any]) -> Any:
+        """The measurement of that name, made if there is none."""
+        if name not in self.values:
+            self.values[name] = make()
+            print(f"{name}: {json.dumps(self.values[name])[:150]}", file=sys.stderr, flush=True)
+            if self.path is not None:
+                self.path.write_text(json.dumps(self.values))
+        return self.values[name]
+
+    def under(self, prefix: str) -> dict[str, Any]:
+        """Those whose names begin so, by the rest of their names."""
+        return {name.removeprefix(prefix): value for name, value in self.values.items() if name.startswith(prefix)}
+
+
+def _in_process(python: Path | str, module: str, *words: str) -> Any:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run([str(python), "-m", module, *words], env=environment, capture_output=True, text=True, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    if not lines:
+        raise RuntimeError(f"{module} {' '.join(words)} gave no result:\n{done.stderr[-2000:]}")
+    return json.loads(lines[-1].removeprefix("RESULT "))
+
+
+def _run(name: str, preset: str, steps: int) -> Any:
+    return _in_process(sys.executable, "benchmarks._overhead_runs", name, preset, str(steps))
+
+
+def _peers_and_growth(done: _Results, arguments: Any) -> None:
+    if arguments.peers is not None:
+        for peer in PEERS:
+            for name in TASKS:
+                done.get(
+                    f"peer {peer} {name}",
+                    lambda p=peer, n=name: _in_process(arguments.peers, "benchmarks._overhead_peers", p, n),
+                )
+    shapes = SHAPES[:2] if arguments.quick else SHAPES
+    probes = PROBES[:2] if arguments.quick else PROBES
+    for shape in shapes:
+        done.get(f"model {shape.width}", lambda s=shape: _listed(measure(s, 16, arguments.limit)))
+    for size in probes:
+        done.get(f"probe {size:04}", lambda n=size: _listed(measure(SHAPES[1], n, arguments.limit)))
+
+
+def _listed(measured: Any) -> list[Any]:
+    return [[size, name, list(cost) if isinstance(cost, Cost) else cost] for size, name, cost in measured]
+
+
+def _introduction(steps: dict[str, int]) -> str:
+    lines = [f"- **{name}**, {steps[name]:,} steps: {task.words}." for name, task in TASKS.items()]
+    return "\n".join([*lines, "", "Bars: time at most 1.02 (economy), 1.05 (standard), 1.15 (full), peak memory at most 1.1."])
+
+
+def _whole_runs(done: _Results, steps: dict[str, int], repeats: int) -> str:
+    rows = []
+    for name in TASKS:
+        bare = [done.values[f"run {name} {steps[name]} {_NONE} {repeat}"] for repeat in range(repeats)]
+        for preset in (_NONE, *PRESETS):
+            runs = [done.values[f"run {name} {steps[name]} {preset} {repeat}"] for repeat in range(repeats)]
+            if any(run["weights"] != bare[0]["weights"] for run in runs):
+                raise RuntimeError(f"{preset} changed the training of {name}.")
+            rows.append([name, preset, *_row(preset, runs, bare, steps[name])])
+    header = [
+        "run", "preset", "CPU s", "measurements", "ms each", "time ratio, paired (range)", "1 + share in callbacks",
+        "clock ratio", "peak MB (ratio)", "met", "met from steps",
+    ]  # fmt: skip
+    return markdown(header, rows)
+
+
+def _row(preset: str, runs: Sequence[Any], bare: Sequence[Any], steps: int) -> list[Any]:
+    cpu = statistics.median(run["cpu"] for run in runs)
+    peak = statistics.median(run["peak"] for run in runs)
+    if preset == _NONE:
+        # How far apart two runs of the same are.
+        spread = [run["cpu"] / bare[0]["cpu"] for run in runs]
+        return [f"{cpu:.1f}", 0, "", f"1 ({min(spread):.2f} to {max(spread):.2f})", 1, 1, f"{peak:.0f}", "", ""]
+    ratios = [run["cpu"] / other["cpu"] for run, other in zip(runs, bare, strict=True)]
+    clocks = [run["clock"] / other["clock"] for run, other in zip(runs, bare, strict=True)]
+    memory = statistics.median(run["peak"] / other["peak"] for run, other in zip(runs, bare, strict=True))
+    inside = statistics.median(run["cpu"] / (run["cpu"] - run["spent"]) for run in runs)
+    count = max(runs[0]["measurements"].values())
+    spent = statistics.median(run["spent"] for run in runs)
+    # Speed of the training itself in these very runs.
+    pace = statistics.median((run["cpu"] - run["spent"]) / steps for run in runs)
+    met = "time and memory" if inside <= BARS[preset] and memory <= MEMORY_BAR else (
+        "time" if inside <= BARS[preset] else "memory" if memory <= MEMORY_BAR else "neither"
+    )  # fmt: skip
+    return [
+        f"{cpu:.1f}", count, f"{1000 * spent / count:.1f}",
+        f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})", f"{inside:.3f}",
+        f"{statistics.median(clocks):.2f}", f"{peak:.0f} ({memory:.2f})", met,
+        _needed(pace, spent / count, BARS[preset] - 1),
+    ]  # fmt: skip
+
+
+def _needed(step: float, measurement: float, share: float) -> str:
+    """From how many steps on measurements take at most this share, as many as the default schedule has until then."""
+    schedule, at, count = LogSpaced(), 0, 1
+    while at < 10**9:
+        if count * measurement <= share * at * step:
+            return f"{float(f'{at:.2g}'):,.0f}"
+        at, count = schedule.next_step(at), count + 1
+    return "never"
+
+
+def _by_monitor(done: _Results, steps: dict[str, int]) -> str:
+    """Clock time of each monitor by measurement."""
+    runs = {name: done.values[f"run {name} {steps[name]} full 0"] for name in TASKS}
+    labels = sorted({label for run in runs.values() for label in run["seconds"]})
+    rows = []
+    for label in labels:
+        cells = [_milliseconds(run["seconds"].get(label), run["measurements"].get(label)) for run in runs.values()]
+        rows.append([label, *cells])
+    rows.sort(key=lambda row: -sum(float(cell) for cell in row[1:] if cell))
+    # The monitors' own clocks tell the time, of which other processes had their part.
+    busy = {name: run["cpu"] / run["clock"] for name, run in runs.items()}
+    note = "Clock time; of it this process had " + ", ".join(f"{share:.0%} ({name})" for name, share in busy.items()) + "."
+    return markdown(["ms a measurement", *runs], rows) + "\n\n" + note
+
+
+def _milliseconds(seconds: float | None, count: int | None) -> str:
+    return f"{1000 * seconds / count:.1f}" if seconds and count else ""
+
+
+def _beside_peers(done: _Results, steps: dict[str, int]) -> str:
+    rows: list[list[Any]] = []
+    for preset in PRESETS:
+        runs = [done.values[f"run {name} {steps[name]} {preset} 0"] for name in TASKS]
+        rows.append([f"{preset} preset"] + [f"{1000 * run['spent'] / max(run['measurements'].values()):.0f}" for run in runs])
+    words = {
+        "weightwatcher": "WeightWatcher {}: `analyze()`",
+        "devinterp": "devinterp {}: `estimate_learning_coeff`, 10 chains of 100 draws",
+        "cockpit": "cockpit {}: economy configuration, added to a step",
+    }
+    notes = []
+    for peer in PEERS:
+        found = [done.values[f"peer {peer} {name}"] for name in TASKS]
+        version = next((result["version"] for result in found if "version" in result), "")
+        label = words[peer].format(version)
+        rows.append([label, *(f"{1000 * result['seconds']:,.0f}" if "seconds" in result else "fails" for result in found)])
+        notes += [
+            f"- {label} on the {name}: `{result['error']}`"
+            for name, result in zip(TASKS, found, strict=True)
+            if "error" in result
+        ]
+        notes += [
+            f"- {label} on the {name}: {result['note']}" for name, result in zip(TASKS, found, strict=True) if "note" in result
+        ]
+    return "\n".join([markdown(["CPU ms a measurement", *TASKS], rows), "", *notes]).rstrip()
+
+
+def _growth_with_model(done: _Results) -> str:
+    sizes = [found[0][0] for found in done.under("model ").values()]
+    words = (
+        "Decoder-only transformers with random weights, of the widths, layers and vocabularies "
+        + ", ".join(f"{shape.width}/{shape.layers}/{shape.vocabulary:,}" for shape in SHAPES[: len(sizes)])
+        + f"; the probe has 16 sequences of {SEQUENCE} tokens. One monitor a process: CPU seconds of a measurement (the fastest "
+        "of several; of one that takes long, the only one), and the megabytes that the process grows by. Exponents are those of "
+        "the number of parameters, over all models and over the two largest."
+    )
+    return words + "\n\n" + _growth(done, "model ", sizes, [f"{size / 1e6:.3g}M" for size in sizes])
+
+
+def _growth_with_probe(done: _Results) -> str:
+    sizes = [int(name) for name in done.under("probe ")]
+    words = f"The second of these models; sequences of {SEQUENCE} tokens in each split of the probe."
+    return words + "\n\n" + _growth(done, "probe ", sizes, [str(size) for size in sizes])
+
+
+def _growth(done: _Results, prefix: str, sizes: Sequence[float], labels: Sequence[str]) -> str:
+    found = list(done.under(prefix).values())
+    names = [name for _, name, _ in found[0]]
+    rows = []
+    for row, name in enumerate(names):
+        costs = [measured[row][2] for measured in found]
+        cells = [_cell(cost) for cost in costs]
+        rows.append([name, *cells, _exponents(sizes, costs, 0), _exponents(sizes, costs, 1)])
+    return markdown(["seconds, MB", *labels, "exponent of time", "of memory"], rows)
+
+
+def _cell(cost: Any) -> str:
+    return cost if isinstance(cost, str) else f"{cost[0]:.3g}, {cost[1] / 2**20:.0f}"
+
+
+def _exponents(sizes: Sequence[float], costs: Sequence[Any], which: int) -> str:
+    known = [(size, cost[which]) for size, cost in zip(sizes, costs, strict=True) if not isinstance(cost, str)]
+    if len(known) < 2:
+        return ""
+    whole, last = (exponent(*zip(*part, strict=True)) for part in (known, known[-2:]))
+    return f"{whole:.2f} (at the end {last:.2f})"
+
+
+if __name__ == "__main__":
+    main()
