@@ -226,12 +226,12 @@ def _beside_peers(done: _Results, steps: dict[str, int]) -> str:
 
 def _growth_with_model(done: _Results) -> str:
     sizes = [found[0][0] for found in done.under("model ").values()]
+    shapes = ", ".join(f"{shape.width}/{shape.layers}/{shape.vocabulary:,}" for shape in SHAPES[: len(sizes)])
     words = (
-        "Decoder-only transformers with random weights, of the widths, layers and vocabularies "
-        + ", ".join(f"{shape.width}/{shape.layers}/{shape.vocabulary:,}" for shape in SHAPES[: len(sizes)])
-        + f"; the probe has 16 sequences of {SEQUENCE} tokens. One monitor a process: CPU seconds of a measurement (the fastest "
-        "of several; of one that takes long, the only one), and the megabytes that the process grows by. Exponents are those of "
-        "the number of parameters, over all models and over the two largest."
+        f"Decoder-only transformers with random weights, of the widths, layers and vocabularies {shapes}; the probe has 16 "
+        f"sequences of {SEQUENCE} tokens. One monitor a process: CPU seconds of a measurement (the fastest of several; of one "
+        "that takes long, the only one), and the megabytes that the process grows by. Exponents are those of the number of "
+        "parameters, over all models and over the two largest."
     )
     return words + "\n\n" + _growth(done, "model ", sizes, [f"{size / 1e6:.3g}M" for size in sizes])
 
