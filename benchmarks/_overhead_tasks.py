@@ -58,8 +58,8 @@ def _convolutions() -> tuple[Classifier, LightningDataModule]:
 TASKS = {
     "MLP": Task("64-200-200-10 on 300 digits in full batches, the run of examples/digits.py", _digits, 5000, 50),
     "transformer": Task(
-        "one layer of width 64, 4 heads, 128 hidden units, on addition modulo 31, 40% of the pairs in full batches, the package's "
-        "recipe that generalises at 825 to 975",
+        "one layer of width 64, 4 heads, 128 hidden units, on addition modulo 31, 40% of the pairs in full batches, the "
+        "package's recipe, which generalises at 825 to 975",
         _transformer, 2000, 50,
     ),
     "CNN": Task(
