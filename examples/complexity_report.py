@@ -52,10 +52,14 @@ def first_step(result: Result, key: str, level: float) -> float:
     return next((step for step, value, after in looks if min(value, after) >= level), math.nan)
 
 
+def until(result: Result, key: str, end: int) -> float:
+    """Mean of a curve over the last tenth of its steps up to an end: complexity moves by a tenth between measurements."""
+    return statistics.fmean(v for step, v in zip(*result["curves"][key], strict=True) if 0.9 * end <= step <= end)
+
+
 def last(result: Result, key: str) -> float:
-    """Mean of a curve over the last tenth of the run: from one measurement to the next complexity moves by a tenth."""
-    steps, values = result["curves"][key]
-    return statistics.fmean(value for step, value in zip(steps, values, strict=True) if step >= 0.9 * steps[-1])
+    """Mean of a curve over the last tenth of the run."""
+    return until(result, key, result["curves"][key][0][-1])
 
 
 def at_memorisation(result: Result) -> float:
@@ -69,13 +73,13 @@ def peak(result: Result) -> float:
     return max(result["curves"][BITS][1])
 
 
-def fall(result: Result) -> float:
-    """The share of the peak that is gone at the end."""
-    return 1 - last(result, BITS) / peak(result)
+def kept(result: Result) -> float:
+    """Complexity at the end over that at memorisation."""
+    return last(result, BITS) / at_memorisation(result)
 
 
 def fallen_at_onset(result: Result) -> float:
-    """The share of that fall which is done when validation accuracy reaches 20%; NaN if it never does."""
+    """The share of the fall from the peak which is done when validation accuracy reaches 20%; NaN if it never does."""
     onset = first_step(result, "val_acc", 0.2)
     bits = next((bits for at, bits in zip(*result["curves"][BITS], strict=True) if at >= onset), math.nan)
     return (peak(result) - bits) / (peak(result) - last(result, BITS))
@@ -133,7 +137,7 @@ def dynamics(results: Results) -> list[str]:
             "peak": (lambda run: peak(run) / 8, 0),
             "step of the peak": (peak_step, 0),
             "end": (lambda run: last(run, BITS) / 8, 0),
-            "peak / end": (lambda run: peak(run) / last(run, BITS), 2),
+            "memorisation / end": (lambda run: 1 / kept(run), 2),
             "share of the fall before 20% validation accuracy": (fallen_at_onset, 2),
         },
     )
@@ -177,25 +181,18 @@ def parts(results: Results) -> list[str]:
 
 
 def claims(results: Results) -> list[str]:
-    """In how many runs each claim holds; the last two compare regularisers of one task and seed."""
-    groups = by_run(results)
-
-    def least(run: Result, key: str) -> bool:
-        return run is min(groups[run["task"], run["seed"]].values(), key=lambda other: last(other, key))
-
+    """In how many runs each claim holds."""
     tests: list[tuple[str, Callable[[Result], bool]]] = [
         ("memorises: 99% of the training set", lambda run: math.isfinite(first_step(run, "train_acc", 0.99))),
         ("generalises: 95% of the rest", lambda run: math.isfinite(first_step(run, "val_acc", 0.95))),
         ("complexity rises tenfold up to memorisation", lambda run: at_memorisation(run) > 10 * run["curves"][BITS][1][0]),
-        ("falls by a tenth of its peak or more", lambda run: fall(run) >= 0.1),
-        ("ends below two thirds of its peak", lambda run: fall(run) >= 1 / 3),
+        ("ends a tenth or more below its value at memorisation", lambda run: kept(run) <= 0.9),
+        ("ends at half of that or less", lambda run: kept(run) <= 0.5),
         ("weights 30 times smaller than raw ones after bzip2", lambda run: ratio(run) >= 30),
         ("the same in `tight`", lambda run: ratio(run, "tight") >= 30),
         ("total description below that of the bare targets", lambda run: last(run, TOTAL) < trivial(run)),
         ("the same in `tight`", lambda run: last(run, TIGHT_TOTAL) < trivial(run)),
         ("bound below 1", lambda run: last(run, "grok/complexity/bound") < 1),
-        ("the least total description of the three", lambda run: least(run, TOTAL)),
-        ("the same in `tight`", lambda run: least(run, TIGHT_TOTAL)),
     ]
     present = [name for name in REGULARISERS if any(key[1] == name for key in results)]
     lines = ["| | " + " | ".join(NAMES[name] for name in present) + " |", "|" + "---|" * (len(present) + 1)]
@@ -205,6 +202,23 @@ def claims(results: Results) -> list[str]:
             runs = [run for (_, other), group in results.items() if other == name for run in group]
             cells.append(f"{sum(map(test, runs))} of {len(runs)}")
         lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def order(results: Results, size: str) -> list[str]:
+    """In how many tasks and seeds each regulariser leaves the least total description, at several moments of the runs."""
+    groups = [group for group in by_run(results).values() if len(group) == len(REGULARISERS)]
+    ends = [SIZES[size].steps * part // 3 for part in (1, 2, 3)]
+    looks = [(key, end) for key in (TOTAL, TIGHT_TOTAL) for end in ends]
+    names = {TOTAL: "", TIGHT_TOTAL: "`tight`, "}
+    lines = ["| | " + " | ".join(f"{names[key]}step {end:,}" for key, end in looks) + " |", "|" + "---|" * (len(looks) + 1)]
+    for name in REGULARISERS:
+        cells = []
+        for key, end in looks:
+            wins = sum(min(group, key=lambda other: until(group[other], key, end)) == name for group in groups)
+            mean = statistics.fmean(until(group[name], key, end) / 8 for group in groups)
+            cells.append(f"{wins} of {len(groups)} ({mean:,.0f})")
+        lines.append("| " + " | ".join([NAMES[name], *cells]) + " |")
     return lines
 
 
@@ -237,10 +251,15 @@ def settings(results: Results, size: str) -> list[str]:
 # --- figures --------------------------------------------------------------------------------------------------------
 
 
+def caption(task: str) -> str:
+    """What a panel calls a task."""
+    return SYMBOLS[task] if task == CONTROL else f"a {SYMBOLS[task]} b"
+
+
 def curves_figure(results: Results) -> Figure:
     """Complexity and validation accuracy of every run."""
-    tasks = [task for task in TASKS if any(key[0] == task for key in results)]
-    figure = Figure(figsize=(3.4 * len(tasks), 5.2), layout="constrained")
+    tasks = [task for task in (*TASKS, CONTROL) if any(key[0] == task for key in results)]
+    figure = Figure(figsize=(3.0 * len(tasks), 5.0), layout="constrained")
     axes = figure.subplots(2, len(tasks), sharex=True, sharey="row", squeeze=False)
     for column, task in enumerate(tasks):
         for name, color in COLORS.items():
@@ -249,7 +268,7 @@ def curves_figure(results: Results) -> Figure:
                 steps, bits = run["curves"][BITS]
                 axes[0, column].plot(steps, [value / 8000 for value in bits], color=color, lw=1.2, alpha=0.85, label=label)
                 axes[1, column].plot(*run["curves"]["val_acc"], color=color, lw=1.2, alpha=0.85)
-        axes[0, column].set_title(f"a {SYMBOLS[task]} b", fontsize=10)
+        axes[0, column].set_title(caption(task), fontsize=10)
         axes[1, column].set(xscale="log", xlabel="steps", xlim=(5, None), ylim=(-0.02, 1.02))
     axes[0, 0].set_ylabel("complexity (kB, epsilon 1)")
     axes[0, 0].set_ylim(0, None)
@@ -277,7 +296,7 @@ def lengths_figure(results: Results) -> Figure:
             runs = next(results[task, name] for name in COLORS if (task, name) in results)
             label = "targets without a network" if place == 0 else None
             axes.hlines(trivial(runs[0]) / 8000, place - 0.4, place + 0.4, color="black", ls=":", lw=1.3, label=label)
-        axes.set_xticks(range(len(tasks)), [f"a {SYMBOLS[task]} b" for task in tasks])
+        axes.set_xticks(range(len(tasks)), [caption(task) for task in tasks])
         axes.set_title(title, fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("total description length (kB)")
@@ -299,6 +318,7 @@ def write(folder: Path, size: str, report: Path) -> None:
         "control": dynamics(control),
         "dynamics": dynamics(results),
         "lengths": lengths(results),
+        "order": order(results, size),
         "claims": claims(results),
     }
     path = report / "complexity.md"
@@ -310,5 +330,9 @@ def write(folder: Path, size: str, report: Path) -> None:
         text = before + f"<!-- {name} -->\n" + "\n".join(lines) + "\n" + end + after
     report.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
-    for name, draw in {"curves": curves_figure, "lengths": lengths_figure}.items():
-        draw(results).savefig(report / f"complexity_{name}.png", dpi=90)
+    figures = {
+        "curves": curves_figure(only(everything, (*TASKS, CONTROL), REGULARISERS)),
+        "lengths": lengths_figure(results),
+    }
+    for name, figure in figures.items():
+        figure.savefig(report / f"complexity_{name}.png", dpi=90)

@@ -47,7 +47,7 @@ class ComplexityMonitor(Monitor):
 
     Total length and bound are logged for classification only. As a figure: the rate-distortion curve of the epsilons.
 
-    Cost: one float64 singular-value decomposition of each matrix, some 20 to 60 probe passes and a few compressions: a second
+    Cost: one float64 singular-value decomposition of each matrix, some 20 to 40 probe passes and a few compressions: a second
     for a small network. Losses are split over ranks. By default it therefore measures at five steps a decade. Source: DeMoss et
     al. 2024 (arXiv 2412.09810), Algorithm 1; the bound is eq. 4 with the bits' natural logarithm (our choice).
 
