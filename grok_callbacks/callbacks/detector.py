@@ -21,6 +21,9 @@ from grok_callbacks.snapshot import ModelView, Snapshot
 
 __all__ = ["GrokkingDetector"]
 
+# Standard deviations that chance exceeds once in a thousand times.
+_RARE = 3.1
+
 
 class GrokkingDetector(Monitor):
     """Finds the steps at which a run memorises, begins to generalise and has generalised, announces and logs them.
@@ -30,7 +33,8 @@ class GrokkingDetector(Monitor):
     two consecutive measurements beyond its level, so it does not fire on noise, and not twice over a resume:
 
     - *memorised*: training accuracy of at least 0.99;
-    - *onset*: validation accuracy a fifth of the way from chance to the target;
+    - *onset*: validation accuracy a fifth of the way from chance to the target, measured on few samples beyond what guessing
+      reaches once in a thousand times, and after it has been below;
     - *generalised*: validation accuracy of at least 0.9 of the target.
 
     Generalising at least twice as late as memorising is **grokking**, sooner is **comprehension**; memorising alone is
@@ -111,6 +115,8 @@ class GrokkingDetector(Monitor):
             raise MisconfigurationException(str(error)) from error
         self.stop_after_generalization = stop_after_generalization
         self._measured: list[Split] = []
+        # Validation samples on the probe, 0 as long as none has been looked at.
+        self._count = 0
         self._fed: dict[str, int] = {"train": -1, "validation": -1}
         self._sources: dict[str, str] = {}
         self._logged: dict[str, float] = {}
@@ -155,6 +161,8 @@ class GrokkingDetector(Monitor):
             labels = _labels(snapshot.targets(split), logits)
             if labels is None:
                 continue
+            if split == "validation":
+                self._count = len(labels)
             # The largest of several NaN would be one of them, and perhaps the right one.
             values[f"accuracy/{split}"] = (
                 math.nan if bool(logits.isnan().any()) else (_answers(logits) == labels).double().mean()
@@ -162,6 +170,15 @@ class GrokkingDetector(Monitor):
             if self._chance is None and self.tracker.thresholds.chance == 0.0:
                 self._set_chance(1.0 / max(logits.shape[-1], 2))
         return values
+
+    def _allow_for_luck(self) -> None:
+        """Put the onset beyond what guessing gets right of so few samples, once in a thousand times."""
+        thresholds = self.tracker.thresholds
+        chance, way = thresholds.chance, thresholds.target - thresholds.chance
+        luck = _RARE * math.sqrt(max(chance * (1 - chance), 0.0) / self._count)
+        share = min(luck, thresholds.generalized_level - chance) / way
+        if thresholds.onset < share < 1:
+            self.tracker.thresholds = replace(thresholds, onset=share)
 
     def _set_chance(self, chance: float) -> None:
         if chance < self.tracker.thresholds.target:
@@ -203,6 +220,8 @@ class GrokkingDetector(Monitor):
         if source != self._sources.get(split):
             # The module has begun to log, or what it logs is no accuracy after all. What was established stays so.
             self._sources[split] = source
+        if split == "validation" and self._count and source == self._own(split):
+            self._allow_for_luck()
         update = self.tracker.update_train if split == "train" else self.tracker.update_validation
         events: list[str] = []
         for point_step, value in history[source].after(self._fed[split]):
@@ -261,8 +280,11 @@ class GrokkingDetector(Monitor):
         found = self._find(split, history)
         if self.metric_names[split] is not None or (found is not None and self._logs_shares):
             return found
-        own = f"{self.prefix}/accuracy/{split}"
-        return own if own in history else None
+        return self._own(split) if self._own(split) in history else None
+
+    def _own(self, split: Split) -> str:
+        """The key of what is measured on the probe."""
+        return f"{self.prefix}/accuracy/{split}"
 
     def _steps(self) -> dict[str, float]:
         tracker = self.tracker

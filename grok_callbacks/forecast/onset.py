@@ -84,13 +84,16 @@ class _Crossing:
         self.step: int | None = None
         self.streak_start: int | None = None
         self.streak = 0
+        # Whether values beyond the level do not count until one has been on its near side.
+        self.held = False
 
     def update(self, step: int, beyond: bool, patience: int) -> bool:
         """Whether the event is established by this value."""
         if self.step is not None:
             return False
         if not beyond:
-            self.streak_start, self.streak = None, 0
+            self.streak_start, self.streak, self.held = None, 0, False
+        if not beyond or self.held:
             return False
         self.streak_start = step if self.streak_start is None else self.streak_start
         self.streak += 1
@@ -104,7 +107,8 @@ class OnsetTracker:
     """Finds the events of a run from its training and validation metric, fed in the order of steps.
 
     An event is the first of ``patience`` consecutive measurements beyond its level, so noise around a level does not fire it,
-    and it never fires twice. NaN is beyond no level.
+    and it never fires twice. NaN is beyond no level. What an untrained network (step 0) gets right is luck: where that is
+    beyond the onset's level, the onset comes once the metric has been below, or with generalising at the latest.
 
     Args:
         thresholds: What counts.
@@ -129,9 +133,15 @@ class OnsetTracker:
 
     def update_validation(self, step: int, value: float) -> list[str]:
         """Take in a validation metric; returns the events that it establishes."""
-        return self._update(
+        onset = self._crossings["onset"]
+        onset.held = onset.held or step == 0
+        events = self._update(
             step, value, {"onset": self.thresholds.onset_level, "generalized": self.thresholds.generalized_level}
         )
+        if "generalized" in events and onset.step is None:
+            onset.step = self.grokked_step
+            events.insert(0, "onset")
+        return events
 
     def _update(self, step: int, value: float, levels: Mapping[str, float]) -> list[str]:
         sign = self.thresholds.sign
@@ -206,7 +216,7 @@ class OnsetTracker:
         try:
             thresholds = Thresholds(**state["thresholds"])
             crossings = {event: state["crossings"][event] for event in EVENTS}
-            values = [crossing[key] for crossing in crossings.values() for key in ("step", "streak_start", "streak")]
+            values = [crossing[key] for crossing in crossings.values() for key in ("step", "streak_start", "streak", "held")]
         except (KeyError, TypeError) as error:
             raise ValueError("`state` is not that of an OnsetTracker.") from error
         if not all(value is None or isinstance(value, int) for value in values):
@@ -215,6 +225,7 @@ class OnsetTracker:
         for event, saved in crossings.items():
             crossing = self._crossings[event]
             crossing.step, crossing.streak_start, crossing.streak = saved["step"], saved["streak_start"], saved["streak"]
+            crossing.held = saved["held"]
 
 
 def phase_at(step: int, events: Mapping[str, int | None]) -> Phase:

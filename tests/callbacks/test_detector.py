@@ -276,3 +276,52 @@ def test_a_single_logit_is_judged_too():
     expected = F.binary_cross_entropy_with_logits(x[:, 0].double(), labels.double())
     assert values["grok/loss/train"] == pytest.approx(float(expected), rel=1e-6)
     assert detector.tracker.thresholds.chance == 0.5
+
+
+class Answers(nn.Module):
+    """Says what it is told to."""
+
+    def __init__(self, samples, classes):
+        super().__init__()
+        self.table = nn.Embedding(samples, classes)
+
+    def forward(self, x):
+        return self.table(x)
+
+    def get_right(self, count):
+        """Of all samples, whose class is 0."""
+        with torch.no_grad():
+            self.table.weight.zero_()
+            self.table.weight[:count, 0] = 1.0
+            self.table.weight[count:, 1] = 1.0
+
+
+@pytest.mark.parametrize(
+    ("samples", "classes", "lucky", "level"),
+    [(8, 10, 3, 0.1 + 3.1 * math.sqrt(0.09 / 8)), (4, 3, 2, 0.9), (256, 10, 30, 0.28), (1000, 2, 540, 0.6)],
+)
+def test_guesses_that_are_right_on_few_samples_are_no_onset(samples, classes, lucky, level):
+    """Guessing gets so many once in a thousand times; on many samples that is below a fifth of the way, which then decides."""
+    model = Answers(samples, classes)
+    data = torch.arange(samples), torch.zeros(samples, dtype=torch.long)
+    detector = GrokkingDetector(schedule=EverySteps(1))
+    recorder = Recorder(model, [detector], Probe(size=samples, train=data, validation=data))
+    for step in range(5):
+        model.get_right(0 if step == 0 else lucky)
+        recorder.record(step)
+    assert detector.onset_step is None
+    assert detector.tracker.thresholds.onset_level == pytest.approx(level)
+    for step in range(5, 9):
+        model.get_right(math.ceil(level * samples))
+        recorder.record(step)
+    assert detector.onset_step == 5
+
+
+def test_an_untrained_network_that_is_lucky_on_a_tiny_probe():
+    model, data = Answers(5, 5), (torch.arange(5), torch.zeros(5, dtype=torch.long))
+    detector = GrokkingDetector(schedule=EverySteps(1))
+    recorder = Recorder(model, [detector], Probe(train=data, validation=data))
+    for step, right in enumerate([4, 4, 4, 0, 0, 4, 4, 5, 5]):
+        model.get_right(right)
+        recorder.record(step)
+    assert (detector.onset_step, detector.grokked_step) == (5, 7)

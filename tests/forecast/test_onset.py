@@ -134,11 +134,16 @@ def test_thresholds_that_cannot_be_reached(wrong):
     stop=st.integers(0, 30),
 )
 def test_is_what_a_search_over_the_whole_curve_finds_and_can_be_interrupted_anywhere(values, patience, stop):
-    def first_streak(level):
-        for start in range(len(values) - patience + 1):
+    def first_streak(level, begin=0):
+        for start in range(begin, len(values) - patience + 1):
             if all(value >= level for value in values[start : start + patience]):
                 return start
         return None
+
+    def onset():
+        below = next((step for step, value in enumerate(values) if not value >= 0.2), len(values))
+        after, generalized = first_streak(0.2, below), first_streak(0.9)
+        return min((step for step in (after, generalized) if step is not None), default=None)
 
     tracker = OnsetTracker(Thresholds(patience=patience))
     for step, value in enumerate(values):
@@ -149,7 +154,7 @@ def test_is_what_a_search_over_the_whole_curve_finds_and_can_be_interrupted_anyw
         tracker.update_train(step, value)
         tracker.update_validation(step, value)
     assert tracker.memorized_step == first_streak(0.99)
-    assert tracker.onset_step == first_streak(0.2)
+    assert tracker.onset_step == onset()
     assert tracker.grokked_step == first_streak(0.9)
 
 
@@ -207,3 +212,34 @@ def test_names_of_the_two_splits_do_not_overlap():
     assert not set(logged_accuracy_names("train")) & set(logged_accuracy_names("validation"))
     assert "val_acc/dataloader_idx_0" in logged_accuracy_names("validation")
     assert accuracy_key("validation", {"mine/accuracy/validation"}, prefix="mine") == "mine/accuracy/validation"
+
+
+def fed(values):
+    tracker, events = OnsetTracker(), {}
+    for step, value in values:
+        for event in tracker.update_validation(step, value):
+            events[event] = step
+    return tracker, events
+
+
+def test_the_luck_of_an_untrained_network_is_no_onset():
+    tracker, _ = fed([(0, 0.4), (1, 0.4), (2, 0.4), (10, 0.1), (100, 0.1), (400, 0.3), (500, 0.4), (900, 0.95), (1000, 1.0)])
+    assert (tracker.onset_step, tracker.grokked_step) == (400, 900)
+    # From the first step on it is training.
+    assert fed([(1, 0.4), (2, 0.4)])[0].onset_step == 1
+
+
+def test_comprehension_from_a_lucky_start_has_its_onset_with_generalising():
+    tracker, events = fed([(0, 0.4), (1, 0.5), (2, 0.7), (3, 0.95), (4, 1.0), (5, 1.0)])
+    assert (tracker.onset_step, tracker.grokked_step) == (3, 3)
+    assert list(events) == ["onset", "generalized"]
+    assert tracker.outcome == "comprehension"
+
+
+def test_the_luck_is_remembered_over_a_resume():
+    first, _ = fed([(0, 0.4)])
+    second = OnsetTracker()
+    second.load_state_dict(first.state_dict())
+    for step in (1, 2, 3):
+        assert not second.update_validation(step, 0.4)
+    assert second.onset_step is None
