@@ -136,10 +136,20 @@ def _whole_runs(done: _Results, steps: dict[str, int], repeats: int) -> str:
                 raise RuntimeError(f"{preset} changed the training of {name}.")
             rows.append([name, preset, *_row(preset, runs, bare, steps[name])])
     header = [
-        "run", "preset", "CPU s", "measurements", "ms each", "time ratio, paired (range)", "1 + share in callbacks",
+        "run", "preset", "CPU s", "measurements", "ms each", "in training steps (allowed)", "time ratio, paired (range)", "1 + share in callbacks",
         "clock ratio", "peak MB (ratio)", "met", "met from steps",
     ]  # fmt: skip
-    return markdown(header, rows)
+    return markdown(header, rows) + "\n\n" + _LIMITS
+
+
+_LIMITS = """*1 + share in callbacks* is time with over time without, within one run: CPU time of the fit over what of it was not
+spent in the callbacks' hooks (drawing samples, measuring, figures and writing to TensorBoard included); *met* and *met from
+steps* go by it. *Allowed* are the training steps that a measurement may cost for the bar to be met at this length.
+
+What limits it: a measurement's work does not shrink with the model or the batch. It begins with passes over 256 training and
+256 validation samples, about as many as two batches of these runs; the standard preset adds 1,488 samples for the linear
+mapping number, 128 under each of ten masks, and some passes of 128 with matrix entropies for robustness. The default
+schedule has 20 measurements a decade, so a run of twice the length has 6 more: the share falls almost as the length grows."""
 
 
 def _row(preset: str, runs: Sequence[Any], bare: Sequence[Any], steps: int) -> list[Any]:
@@ -148,7 +158,7 @@ def _row(preset: str, runs: Sequence[Any], bare: Sequence[Any], steps: int) -> l
     if preset == _NONE:
         # How far apart two runs of the same are.
         spread = [run["cpu"] / bare[0]["cpu"] for run in runs]
-        return [f"{cpu:.1f}", 0, "", f"1 ({min(spread):.2f} to {max(spread):.2f})", 1, 1, f"{peak:.0f}", "", ""]
+        return [f"{cpu:.1f}", 0, "", "", f"1 ({min(spread):.2f} to {max(spread):.2f})", 1, 1, f"{peak:.0f}", "", ""]
     ratios = [run["cpu"] / other["cpu"] for run, other in zip(runs, bare, strict=True)]
     clocks = [run["clock"] / other["clock"] for run, other in zip(runs, bare, strict=True)]
     memory = statistics.median(run["peak"] / other["peak"] for run, other in zip(runs, bare, strict=True))
@@ -162,6 +172,7 @@ def _row(preset: str, runs: Sequence[Any], bare: Sequence[Any], steps: int) -> l
     )  # fmt: skip
     return [
         f"{cpu:.1f}", count, f"{1000 * spent / count:.1f}",
+        f"{spent / count / pace:.1f} ({(BARS[preset] - 1) * steps / count:.1f})",
         f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})", f"{inside:.3f}",
         f"{statistics.median(clocks):.2f}", f"{peak:.0f} ({memory:.2f})", met,
         _needed(pace, spent / count, BARS[preset] - 1),
