@@ -136,15 +136,15 @@ def _whole_runs(done: _Results, steps: dict[str, int], repeats: int) -> str:
                 raise RuntimeError(f"{preset} changed the training of {name}.")
             rows.append([name, preset, *_row(preset, runs, bare, steps[name])])
     header = [
-        "run", "preset", "CPU s", "measurements", "ms each", "in training steps (allowed)", "time ratio, paired (range)", "1 + share in callbacks",
-        "clock ratio", "peak MB (ratio)", "met", "met from steps",
+        "run", "preset", "CPU s", "measurements", "ms each", "in training steps (allowed)", "time ratio, paired (range)",
+        "1 + share in callbacks", "clock ratio", "peak MB (ratio)", "met", "met from steps",
     ]  # fmt: skip
     return markdown(header, rows) + "\n\n" + _LIMITS
 
 
-_LIMITS = """*1 + share in callbacks* is time with over time without, within one run: CPU time of the fit over what of it was not
-spent in the callbacks' hooks (drawing samples, measuring, figures and writing to TensorBoard included); *met* and *met from
-steps* go by it. *Allowed* are the training steps that a measurement may cost for the bar to be met at this length.
+_LIMITS = """*1 + share in callbacks* is time with over time without, within one run: CPU time of the fit over what of it was
+not spent in the callbacks' hooks (drawing samples, measuring, figures and writing to TensorBoard included); *met* and *met
+from steps* go by it. *Allowed* are the training steps that a measurement may cost for the bar to be met at this length.
 
 What limits it: a measurement's work does not shrink with the model or the batch. It begins with passes over 256 training and
 256 validation samples, about as many as two batches of these runs; the standard preset adds 1,488 samples for the linear
