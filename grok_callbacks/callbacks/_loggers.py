@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grok_callbacks.measures import QUESTIONS, group_by_chart
@@ -65,12 +66,15 @@ def excuse(logger: Any) -> None:
 
 
 def mark_resumed(loggers: Iterable[Any], step: int) -> None:
-    """Tell TensorBoard that the run goes on from ``step``: what an interrupted process logged later than that is dropped."""
+    """Tell TensorBoard that the run goes on from ``step``: what an interrupted process logged later than that is dropped.
+
+    At step 0 only where an earlier process has been at work in the folder: it was interrupted before its first checkpoint.
+    """
     from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
     for logger in loggers:
         writer = _tensorboard(logger)
-        if writer is not None:
+        if writer is not None and (step > 0 or len(list(Path(writer.log_dir).glob("events.out.tfevents.*"))) > 1):
             event = Event(step=step + 1, session_log=SessionLog(status=SessionLog.START))
             writer._get_file_writer().add_event(event, step + 1)
 

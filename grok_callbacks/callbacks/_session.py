@@ -93,8 +93,7 @@ class Session:
             monitor.prepare_to_go_on(self.trainer.global_step)
         self.recorder = Recorder(self.trainer.lightning_module, self.monitors)
         self._drawn = {probe: self._draw(number, probe) for number, probe in enumerate(self.recorder.probes)}
-        if self.trainer.global_step > 0:
-            _loggers.mark_resumed(self.trainer.loggers, self.trainer.global_step)
+        _loggers.mark_resumed(self.trainer.loggers, self.trainer.global_step)
         if not self.trainer.enable_validation:
             self._warn_of_waiting_for_validation()
         self._bar = BarWithStatus.on(self.trainer)
