@@ -375,7 +375,7 @@ a { color: var(--link); }
   :root { color-scheme: light; --ink: #000; --soft: #444; --paper: #fff; --line: #bbb; --link: #000; }
   html, body { font-size: 11px; } main { max-width: none; padding: 0; }
   section:has(article) { display: grid; grid-template-columns: 1fr 1fr; column-gap: 1.5rem; }
-  section:has(article) > h2 { grid-column: 1 / -1; } figure, tr, pre { break-inside: avoid; }
+  section:has(article) > h2 { grid-column: 1 / -1; } figure, tr, p, pre { break-inside: avoid; }
   h2, h3, h4, h3 + p { break-after: avoid; }
   section > article:has(h4) { break-inside: auto; } h2 { margin-top: 1.2rem; } article { margin-bottom: 1.2rem; }
   details:not([open]) { display: none; }
