@@ -4,7 +4,7 @@ Four tasks (+, -, x, / modulo a prime) and random labels as a control; three reg
 with the spectral-entropy penalty and weight noise) and the two parts of the last; three seeds. Every run's result is one
 JSON file, so that what was cut off goes on where it stopped:
 
-    python examples/reproduce_complexity.py --output runs/complexity            # an MLP, p = 43: some 20 CPU-minutes
+    python examples/reproduce_complexity.py --output runs/complexity            # an MLP, p = 43: some 25 CPU-minutes
     python examples/reproduce_complexity.py --output runs/complexity --report docs/reproductions
     python examples/reproduce_complexity.py --size paper                        # p = 113: an hour or more a run
 
