@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-import resource
+import re
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,11 +46,17 @@ def run(name: str, preset: str, steps: int) -> dict[str, Any]:
         "clock": clock,
         "cpu": cpu,
         "spent": spent[0],
-        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak": _peak(),
         "measurements": {slot.monitor.label: slot.measurements for slot in recorder._slots} if recorder is not None else {},
         "seconds": recorder.seconds if recorder is not None else {},
         "weights": float(sum(parameter.double().sum() for parameter in module.parameters())),
     }
+
+
+def _peak() -> float:
+    """Largest resident set so far in MiB; ``getrusage`` would count that of the process which started this one."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) / 1024
 
 
 def _clocked() -> list[float]:
