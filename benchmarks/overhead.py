@@ -43,6 +43,7 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--peers", type=Path, help="a Python interpreter that has the peers installed")
     options.add_argument("--results", type=Path, help="JSON file of finished measurements, to go on from")
+    options.add_argument("--table", action="store_true", help="measure nothing, print the table of what is in --results")
     options.add_argument("--quick", action="store_true", help="runs of 200 steps, small models")
     options.add_argument("--limit", type=float, default=150, help="seconds of clock time that one monitor may grow to")
     options.set_defaults(repeats=2)
@@ -50,7 +51,7 @@ def main() -> None:
     torch.set_num_threads(1)
     done = _Results(arguments.results)
     steps = {name: 200 if arguments.quick else task.steps for name, task in TASKS.items()}
-    for repeat in range(arguments.repeats):
+    for repeat in range(0 if arguments.table else arguments.repeats):
         for name in TASKS:
             for preset in (_NONE, *PRESETS):
                 done.get(f"run {name} {steps[name]} {preset} {repeat}", lambda n=name, p=preset: _run(n, p, steps[n]))
@@ -129,15 +130,15 @@ def _introduction(steps: dict[str, int]) -> str:
 def _whole_runs(done: _Results, steps: dict[str, int], repeats: int) -> str:
     rows = []
     for name in TASKS:
-        bare = [done.values[f"run {name} {steps[name]} {_NONE} {repeat}"] for repeat in range(repeats)]
+        bare = _finished(done, f"run {name} {steps[name]} {_NONE} ", repeats)
         for preset in (_NONE, *PRESETS):
-            runs = [done.values[f"run {name} {steps[name]} {preset} {repeat}"] for repeat in range(repeats)]
+            runs = _finished(done, f"run {name} {steps[name]} {preset} ", repeats)
             if any(run["weights"] != bare[0]["weights"] for run in runs):
                 raise RuntimeError(f"{preset} changed the training of {name}.")
-            rows.append([name, preset, *_row(preset, runs, bare, steps[name])])
+            rows.append([name, preset, len(runs), *_row(preset, runs, bare, steps[name])])
     header = [
-        "run", "preset", "CPU s", "measurements", "ms each", "in training steps (allowed)", "time ratio, paired (range)",
-        "1 + share in callbacks", "clock ratio", "peak MB (ratio)", "met", "met from steps",
+        "run", "preset", "runs", "CPU s", "measurements", "ms each", "in training steps (allowed)",
+        "time ratio, paired (range)", "1 + share in callbacks", "clock ratio", "peak MB (ratio)", "met", "met from steps",
     ]  # fmt: skip
     return markdown(header, rows) + "\n\n" + _LIMITS
 
@@ -153,16 +154,21 @@ schedule has 20 measurements a decade, so a run of twice the length has 6 more: 
 These runs are short for their kind: those that were published have 40,000 steps (addition modulo 113) to 100,000 (images)."""
 
 
+def _finished(done: _Results, prefix: str, repeats: int) -> list[Any]:
+    return [done.values[f"{prefix}{repeat}"] for repeat in range(repeats) if f"{prefix}{repeat}" in done.values]
+
+
 def _row(preset: str, runs: Sequence[Any], bare: Sequence[Any], steps: int) -> list[Any]:
     cpu = statistics.median(run["cpu"] for run in runs)
-    peak = statistics.median(run["peak"] for run in runs)
+    peak = min(run["peak"] for run in runs)
     if preset == _NONE:
         # How far apart two runs of the same are.
         spread = [run["cpu"] / bare[0]["cpu"] for run in runs]
         return [f"{cpu:.1f}", 0, "", "", f"1 ({min(spread):.2f} to {max(spread):.2f})", 1, 1, f"{peak:.0f}", "", ""]
-    ratios = [run["cpu"] / other["cpu"] for run, other in zip(runs, bare, strict=True)]
-    clocks = [run["clock"] / other["clock"] for run, other in zip(runs, bare, strict=True)]
-    memory = statistics.median(run["peak"] / other["peak"] for run, other in zip(runs, bare, strict=True))
+    # An interrupted benchmark may have one more of the first than of the last.
+    ratios = [run["cpu"] / other["cpu"] for run, other in zip(runs, bare, strict=False)]
+    clocks = [run["clock"] / other["clock"] for run, other in zip(runs, bare, strict=False)]
+    memory = peak / min(run["peak"] for run in bare)
     inside = statistics.median(run["cpu"] / (run["cpu"] - run["spent"]) for run in runs)
     count = max(runs[0]["measurements"].values())
     spent = statistics.median(run["spent"] for run in runs)
