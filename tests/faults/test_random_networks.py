@@ -183,7 +183,7 @@ def drift(model, generator):
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator).to(parameter))
 
 
-@settings(EXAMPLES, max_examples=40)
+@settings(EXAMPLES, max_examples=25)
 @given(problem=problems(), seed=st.integers(0, 99))
 def test_no_monitor_fails_writes_or_draws(problem, seed):
     model, samples = problem
