@@ -178,8 +178,25 @@ MEASURES: Mapping[str, Measure] = {
             "Entropy of the features": ("entropy",),
             "Distance of the classes": ("class_distance_ratio",),
             "Entropy of the predictions (nats)": ("prediction_entropy",),
+            "Evenness of the answers": ("answer_entropy",),
             "Confidence and churn": ("confidence", "churn"),
         },
+    ),
+    "truncation": Measure(
+        "Loss with cut weights",
+        "Is it about to generalise?",
+        "Training loss and accuracy of the network with each matrix cut to its leading directions. A network that has "
+        "memorised needs nearly all of them; on the way to a general solution the cut network gets better before validation "
+        "does.",
+        (),
+        {"Loss with cut weights": ("loss/*",), "Accuracy with cut weights": ("accuracy/*",)},
+    ),
+    "gradient_coherence": Measure(
+        "Gradient coherence",
+        "Is it about to generalise?",
+        "Cosine of the gradients of two halves of the training samples. High where fitting the one half fits the other; below "
+        "zero where a fitted network is pulled both ways.",
+        (Source("Fort et al. 2019", "1901.09491"),),
     ),
     "li2": Measure(
         "Feature learning (Li2)",

@@ -10,6 +10,7 @@ from grok_callbacks.callbacks.complexity import ComplexityMonitor
 from grok_callbacks.callbacks.detector import GrokkingDetector
 from grok_callbacks.callbacks.feature_learning import FeatureLearningMonitor
 from grok_callbacks.callbacks.forecast import GrokkingForecast
+from grok_callbacks.callbacks.gradient_coherence import GradientCoherenceMonitor
 from grok_callbacks.callbacks.group_law import GroupLawMonitor
 from grok_callbacks.callbacks.linear_mapping_number import LinearMappingNumberMonitor
 from grok_callbacks.callbacks.monitor import Monitor
@@ -18,6 +19,7 @@ from grok_callbacks.callbacks.presets import default_callbacks
 from grok_callbacks.callbacks.representation import RepresentationMonitor
 from grok_callbacks.callbacks.robustness import RobustnessMonitor
 from grok_callbacks.callbacks.spectral_entropy import SpectralEntropyMonitor
+from grok_callbacks.callbacks.truncation import TruncationMonitor
 from grok_callbacks.callbacks.weight_entropy import WeightEntropyMonitor
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "CommutativityMonitor",
     "ComplexityMonitor",
     "FeatureLearningMonitor",
+    "GradientCoherenceMonitor",
     "GrokkingDetector",
     "GrokkingForecast",
     "GroupLawMonitor",
@@ -35,6 +38,7 @@ __all__ = [
     "RepresentationMonitor",
     "RobustnessMonitor",
     "SpectralEntropyMonitor",
+    "TruncationMonitor",
     "WeightEntropyMonitor",
     "default_callbacks",
 ]

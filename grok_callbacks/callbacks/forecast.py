@@ -16,12 +16,14 @@ from grok_callbacks.callbacks._summary import escaped
 from grok_callbacks.callbacks.activation_sparsity import ActivationSparsityMonitor
 from grok_callbacks.callbacks.circuit_complexity import CircuitComplexityMonitor
 from grok_callbacks.callbacks.detector import GrokkingDetector
+from grok_callbacks.callbacks.gradient_coherence import GradientCoherenceMonitor
 from grok_callbacks.callbacks.linear_mapping_number import LinearMappingNumberMonitor
 from grok_callbacks.callbacks.monitor import Monitor
 from grok_callbacks.callbacks.norm import NormMonitor
 from grok_callbacks.callbacks.representation import RepresentationMonitor
 from grok_callbacks.callbacks.robustness import RobustnessMonitor
 from grok_callbacks.callbacks.spectral_entropy import SpectralEntropyMonitor
+from grok_callbacks.callbacks.truncation import TruncationMonitor
 from grok_callbacks.callbacks.weight_entropy import WeightEntropyMonitor
 from grok_callbacks.forecast.features import FEATURES, MODES, Mode, extract, phrase
 from grok_callbacks.forecast.model import ForecastModel
@@ -45,6 +47,8 @@ _SOURCES: dict[str, type[Monitor]] = {
     "sparsity": ActivationSparsityMonitor,
     "representation": RepresentationMonitor,
     "robustness": RobustnessMonitor,
+    "truncation": TruncationMonitor,
+    "gradient_coherence": GradientCoherenceMonitor,
 }
 
 #: The mode that a measurement makes possible, the one that is right most often first.

@@ -12,7 +12,7 @@ from torchmetrics import Metric, MetricCollection
 from grok_callbacks.callbacks._last_layer import LastLayer, class_labels, subset
 from grok_callbacks.callbacks.monitor import Monitor
 from grok_callbacks.functional import prediction_confidence
-from grok_callbacks.metrics import ClassDistanceRatio, PredictionChurn, PredictionEntropy, RepresentationEntropy
+from grok_callbacks.metrics import AnswerEntropy, ClassDistanceRatio, PredictionChurn, PredictionEntropy, RepresentationEntropy
 from grok_callbacks.probe import Split
 from grok_callbacks.snapshot import ModelView, Snapshot
 
@@ -32,6 +32,7 @@ class RepresentationMonitor(Monitor):
     | `grok/representation/entropy` | entropy of the spectrum of the features' covariance, 0 to 1 |
     | `grok/representation/class_distance_ratio` | distance of the classes over their scatter; where samples have class labels |
     | `grok/representation/prediction_entropy` | mean entropy of the predicted probabilities, in nats |
+    | `grok/representation/answer_entropy` | entropy of the mean of these probabilities, as a share of its maximum, 0 to 1 |
     | `grok/representation/confidence` | mean probability of the predicted class |
     | `grok/representation/churn` | share of answers that changed since the last measurement; from the second on |
 
@@ -42,8 +43,8 @@ class RepresentationMonitor(Monitor):
 
     Cost: the probe's forward pass, shared with other monitors, and the eigenvalues of one matrix of at most the smaller of
     samples and features.
-    Source: Truong et al. 2026 (arXiv 2604.13123) for the entropy, arXiv 2604.20923 for the ratio; entropy, confidence and churn
-    of predictions are customary.
+    Source: Truong et al. 2026 (arXiv 2604.13123) for the entropy, arXiv 2604.20923 for the ratio; entropies,
+    confidence and churn of predictions are customary.
 
     Args:
         layer: Name of the last linear layer; by default the last ``nn.Linear`` whose output the model returns, at all positions
@@ -60,7 +61,7 @@ class RepresentationMonitor(Monitor):
         >>> data = torch.randn(50, 4), torch.randint(3, (50,))
         >>> recorder = Recorder(model, [RepresentationMonitor()], Probe(train=data, validation=data))
         >>> [key.removeprefix("grok/representation/") for key in recorder.record(step=0)]
-        ['entropy', 'class_distance_ratio', 'prediction_entropy', 'confidence']
+        ['entropy', 'class_distance_ratio', 'prediction_entropy', 'answer_entropy', 'confidence']
         >>> recorder.record(step=1)["grok/representation/churn"]
         0.0
     """
@@ -86,6 +87,7 @@ class RepresentationMonitor(Monitor):
             "entropy": RepresentationEntropy(sync_on_compute=False),
             "class_distance_ratio": ClassDistanceRatio(sync_on_compute=False),
             "prediction_entropy": PredictionEntropy(sync_on_compute=False),
+            "answer_entropy": AnswerEntropy(sync_on_compute=False),
             "churn": PredictionChurn(sync_on_compute=False),
         }
         self.metric = MetricCollection(dict(self._metrics), compute_groups=False)
@@ -117,6 +119,7 @@ class RepresentationMonitor(Monitor):
         logits = logits[subset(len(logits)).to(logits.device)]
         values = {
             "prediction_entropy": self.evaluate(self._metrics["prediction_entropy"], logits),
+            "answer_entropy": self.evaluate(self._metrics["answer_entropy"], logits),
             "confidence": prediction_confidence(logits),
         }
         previous, count = self._previous, logits.shape[1]

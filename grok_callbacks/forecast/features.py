@@ -26,7 +26,7 @@ View = Literal["level", "start", "since", "recent", "mean", "peak"]
 Scale = Literal["logarithm", "value", "complement"]
 
 #: How several layers make one number.
-Reduction = Literal["mean", "lowest", "spread"]
+Reduction = Literal["mean", "first", "lowest", "spread"]
 
 #: Values measured within this factor of a step are averaged, since single ones are noisy.
 _WINDOW = 1.25
@@ -74,6 +74,31 @@ _MEASURES = (
     ),
     Measure("perturbed_entropy", "robustness/pe", "the outputs' entropy under noise", ("level", "start"), "value"),
     Measure("entropy_difference", "robustness/ed", "what noise adds to the outputs' entropy", ("level",), "value"),
+    Measure(
+        "half_loss", "truncation/loss/0.5", "the training loss with weights cut to half of their squared norm",
+        ("level", "since", "recent"),
+    ),
+    Measure(
+        "cut_loss", "truncation/loss/0.7", "the training loss with weights cut to 70% of their squared norm",
+        ("level", "since"),
+    ),
+    Measure(
+        "half_accuracy", "truncation/accuracy/0.5", "training accuracy with weights cut to half of their squared norm",
+        ("since",), "value",
+    ),
+    Measure(
+        "cut_accuracy", "truncation/accuracy/0.7", "training accuracy with weights cut to 70% of their squared norm",
+        ("since",), "value",
+    ),
+    Measure("coherence", "gradient_coherence/", "the coherence of gradients", ("level", "since"), "value"),
+    Measure(
+        "first_coherence", "gradient_coherence/", "the coherence of the first layer's gradients", ("level",), "value",
+        layers="first",
+    ),
+    Measure(
+        "answer_entropy", "representation/answer_entropy", "the evenness of answers to validation inputs",
+        ("level", "since"), "value", "inputs",
+    ),
     Measure(
         "prediction_entropy", "representation/prediction_entropy", "the entropy of predictions on validation inputs",
         ("start", "since", "recent"), mode="inputs",
@@ -277,6 +302,10 @@ def _mean(values: Iterable[float]) -> float:
     return sum(finite) / len(finite) if finite else math.nan
 
 
+def _first(values: Iterable[float]) -> float:
+    return next((value for value in values if math.isfinite(value)), math.nan)
+
+
 def _lowest(values: Iterable[float]) -> float:
     return min((value for value in values if math.isfinite(value)), default=math.nan)
 
@@ -287,4 +316,9 @@ def _spread(values: Iterable[float]) -> float:
     return statistics.pstdev(finite) if len(finite) > 1 else math.nan
 
 
-_REDUCTIONS: dict[Reduction, Callable[[Iterable[float]], float]] = {"mean": _mean, "lowest": _lowest, "spread": _spread}
+_REDUCTIONS: dict[Reduction, Callable[[Iterable[float]], float]] = {
+    "mean": _mean,
+    "first": _first,
+    "lowest": _lowest,
+    "spread": _spread,
+}

@@ -15,6 +15,7 @@ from grok_callbacks.functional.complexity import (
     naive_size,
     rate_distortion,
 )
+from grok_callbacks.functional.early_signs import answer_entropy, gradient_coherence, truncate_spectrum
 from grok_callbacks.functional.information import (
     InputGradient,
     feature_entropy,
@@ -76,6 +77,7 @@ __all__ = [
     "RateDistortion",
     "StoredTensor",
     "activation_sparsity",
+    "answer_entropy",
     "associativity_agreement",
     "center",
     "circuit_complexity",
@@ -90,6 +92,7 @@ __all__ = [
     "feature_gradient",
     "feature_mutual_information",
     "generalization_bound",
+    "gradient_coherence",
     "gradient_scale",
     "gram_matrix",
     "identity_agreement",
@@ -123,5 +126,6 @@ __all__ = [
     "singular_values",
     "spectral_entropy",
     "spectral_entropy_penalty",
+    "truncate_spectrum",
     "weight_entropy",
 ]

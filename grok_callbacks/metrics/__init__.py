@@ -4,6 +4,7 @@ from grok_callbacks.metrics.circuit import (
     CircuitComplexity,
 )
 from grok_callbacks.metrics.complexity import DescriptionLength
+from grok_callbacks.metrics.early_signs import AnswerEntropy, GradientCoherence
 from grok_callbacks.metrics.information import (
     MatrixEntropy,
     MatrixMutualInformation,
@@ -29,11 +30,13 @@ from grok_callbacks.metrics.weight_entropy import WeightEntropy
 
 __all__ = [
     "ActivationSparsity",
+    "AnswerEntropy",
     "CircuitComplexity",
     "ClassDistanceRatio",
     "Commutativity",
     "DescriptionLength",
     "FeatureLearning",
+    "GradientCoherence",
     "LinearMappingNumber",
     "LossOscillation",
     "MatrixEntropy",

@@ -43,6 +43,8 @@ def expected(model, inputs, labels=LABELS, predicted=None):
     if predicted is not None:
         shares = model(predicted).double().softmax(1)
         values["prediction_entropy"] = float(-(shares * shares.log()).sum(1).mean())
+        mean = shares.mean(0)
+        values["answer_entropy"] = float(-(mean * mean.log()).sum() / math.log(CLASSES))
         values["confidence"] = float(shares.max(1).values.mean())
     return values
 
@@ -164,7 +166,7 @@ class TestInATrainer:
         monitor = RepresentationMonitor(on_error="raise")
         _, trainer = fit([monitor], validation=loader(seed=1))
         keys = {key for key in trainer.callback_metrics if key.startswith("grok/")}
-        names = ("entropy", "class_distance_ratio", "prediction_entropy", "confidence", "churn")
+        names = ("entropy", "class_distance_ratio", "prediction_entropy", "answer_entropy", "confidence", "churn")
         assert keys == {f"grok/representation/{name}" for name in names}
         states = monitor.state_dict()["metric"]
         assert not states["entropy"]["states"]["features"]

@@ -1,0 +1,169 @@
+"""Signs of generalisation to come that need no label of unseen data: of cut weights, of gradients, of answers as a whole."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from grok_callbacks.functional._common import entropy, to_double
+from grok_callbacks.functional.spectral import flatten_matrix
+
+__all__ = ["answer_entropy", "gradient_coherence", "truncate_spectrum"]
+
+
+def truncate_spectrum(weight: Tensor, shares: Sequence[float]) -> list[Tensor]:
+    r"""A weight cut to its leading singular directions: the fewest that hold a share of its squared norm.
+
+    With :math:`W = U S V^\top`, largest singular values first, :math:`W_q = \sum_{i \le r} s_i u_i v_i^\top` for the smallest
+    r with :math:`\sum_{i \le r} s_i^2 \ge q \sum_i s_i^2`. A network that has memorised needs most of its directions; one on
+    its way to a general solution keeps it in few of them.
+
+    Args:
+        weight: At least two dimensions, the first of which counts the outputs; a convolution is taken as (out, in k).
+        shares: The shares q, each more than 0 and at most 1.
+
+    Returns:
+        The cut weight for each share, of the shape and dtype of ``weight``; NaN where ``weight`` is not finite.
+
+    Raises:
+        ValueError: If ``weight`` has fewer than two dimensions, is complex or empty, or a share is out of range.
+
+    Cost:
+        One singular value decomposition in float64, and a product for each share.
+
+    Source:
+        Our own.
+
+    Example:
+        >>> import torch
+        >>> half, most = truncate_spectrum(torch.diag(torch.tensor([3.0, 2.0, 1.0])), [0.5, 0.9])
+        >>> half.diag().round(decimals=4) + 0, most.diag().round(decimals=4) + 0
+        (tensor([3., 0., 0.]), tensor([3., 2., 0.]))
+    """
+    check_shares(shares)
+    matrix = to_double(flatten_matrix(weight))
+    if not matrix.numel():
+        raise ValueError(f"weight is empty: shape {tuple(weight.shape)}")
+    largest = matrix.abs().amax()
+    if not torch.isfinite(largest):
+        return [torch.full_like(weight, math.nan) for _ in shares]
+    # Scaled, so that no square overflows or vanishes; all zeros stay so.
+    left, values, right = torch.linalg.svd(matrix / largest.clamp(min=torch.finfo(matrix.dtype).tiny), full_matrices=False)
+    held = (values**2).cumsum(0)
+    cut = []
+    for share in shares:
+        # A share of 1 means all of it, whatever the rounding of the sum.
+        rank = len(values) if share == 1 else int((held < share * held[-1]).sum()) + 1
+        cut.append(((left[:, :rank] * (values[:rank] * largest)) @ right[:rank]).reshape(weight.shape).to(weight.dtype))
+    return cut
+
+
+def check_shares(shares: Sequence[float]) -> None:
+    """Refuse shares that no spectrum can hold.
+
+    Raises:
+        ValueError: If there is none, or one is not more than 0 and at most 1.
+    """
+    if not len(shares) or not all(0 < share <= 1 for share in shares):
+        raise ValueError(f"shares must be numbers of more than 0 and at most 1, at least one of them, got {list(shares)}")
+
+
+def gradient_coherence(first: Tensor, second: Tensor) -> Tensor:
+    r"""How far two gradients agree: :math:`\langle g_1, g_2 \rangle / (\lVert g_1 \rVert \lVert g_2 \rVert)`.
+
+    With :math:`g_1` and :math:`g_2` the gradients of the loss on two halves of the training data: where it is high, a step
+    that fits the one half fits the other, too.
+
+    Args:
+        first: Any shape.
+        second: Of the same shape.
+
+    Returns:
+        Scalar in [-1, 1], float64; NaN where a gradient is zero or not finite.
+
+    Raises:
+        ValueError: If the shapes differ, or the gradients are empty.
+
+    Cost:
+        A pass over each.
+
+    Source:
+        Our use of a customary quantity (Fort et al. 2019, arXiv 1901.09491, call it stiffness).
+
+    Example:
+        >>> import torch
+        >>> gradient_coherence(torch.tensor([1.0, 0.0]), torch.tensor([1.0, 1.0]))
+        tensor(0.7071, dtype=torch.float64)
+    """
+    check_gradients(first, second)
+    # Gradients of a loss of nearly zero are so small that their squares would vanish.
+    one, other = (_of_unit_length(to_double(each).flatten()) for each in (first, second))
+    return (one * other).sum().clamp(-1.0, 1.0)
+
+
+def check_gradients(first: Tensor, second: Tensor) -> None:
+    """Refuse gradients that are not of the same parameters.
+
+    Raises:
+        ValueError: If the shapes differ, or the gradients are empty.
+    """
+    if first.shape != second.shape:
+        raise ValueError(f"second must have the shape of first, {tuple(first.shape)}, got {tuple(second.shape)}")
+    if not first.numel():
+        raise ValueError("first is empty")
+
+
+def _of_unit_length(vector: Tensor) -> Tensor:
+    scaled: Tensor = vector / vector.abs().amax()
+    length: Tensor = torch.linalg.vector_norm(scaled)
+    return scaled / length
+
+
+def answer_entropy(logits: Tensor) -> Tensor:
+    r"""Entropy of a network's answers as a whole, as a share of its maximum: :math:`H(\bar p) / \ln C`.
+
+    :math:`\bar p` is the mean over samples of the softmaxes over C classes. 1 where all answers are given alike, as they are
+    to inputs of a balanced task by a network that has found its rule; less where a network without a rule prefers some.
+
+    Args:
+        logits: (n, C).
+
+    Returns:
+        Scalar in [0, 1], float64; NaN for one class or logits that are not a number.
+
+    Raises:
+        ValueError: If ``logits`` isn't a matrix or is empty.
+
+    Cost:
+        A softmax.
+
+    Source:
+        Our own use; it is the first term of the mutual information of inputs and answers.
+
+    Example:
+        >>> import torch
+        >>> answer_entropy(torch.tensor([[100.0, 0.0], [0.0, 100.0]])), answer_entropy(torch.tensor([[2.0, 0.0]]))
+        (tensor(1., dtype=torch.float64), tensor(0.5271, dtype=torch.float64))
+    """
+    check_logits(logits)
+    return entropy_of_answers(to_double(logits).softmax(-1).mean(0))
+
+
+def check_logits(logits: Tensor) -> None:
+    """Refuse what is no table of answers.
+
+    Raises:
+        ValueError: If ``logits`` isn't a matrix or is empty.
+    """
+    if logits.ndim != 2 or not logits.numel() or logits.is_complex():
+        raise ValueError(f"logits must be a real matrix that is not empty, got {logits.dtype} of shape {tuple(logits.shape)}")
+
+
+def entropy_of_answers(probabilities: Tensor) -> Tensor:
+    """:func:`answer_entropy` of probabilities that are already averaged over samples, (C,)."""
+    if len(probabilities) < 2:
+        return probabilities.new_tensor(math.nan)
+    return (entropy(probabilities) / math.log(len(probabilities))).clamp(0.0, 1.0)
