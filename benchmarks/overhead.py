@@ -65,7 +65,7 @@ def main() -> None:
         parts += ["## A measurement beside those of others", _beside_peers(done, steps)]
     parts += ["## Growth with the model", _growth_with_model(done)]
     parts += ["## Growth with the probe", _growth_with_probe(done)]
-    publish("\n\n".join(parts), arguments.output, "python -m benchmarks.overhead")
+    publish("\n\n".join(parts), arguments.output, "python -m benchmarks.overhead --peers PYTHON")
 
 
 class _Results:
@@ -140,7 +140,16 @@ def _whole_runs(done: _Results, steps: dict[str, int], repeats: int) -> str:
         "run", "preset", "runs", "CPU s", "measurements", "ms each", "in training steps (allowed)",
         "time ratio, paired (range)", "1 + share in callbacks", "clock ratio", "peak MB (ratio)", "met", "met from steps",
     ]  # fmt: skip
-    return markdown(header, rows) + "\n\n" + _LIMITS
+    return markdown(header, rows) + "\n\n" + _disturbance(done) + "\n\n" + _LIMITS
+
+
+def _disturbance(done: _Results) -> str:
+    """How much of the machine the runs had: on an idle one, all of a core."""
+    shares = sorted(run["cpu"] / run["clock"] for run in done.under("run ").values())
+    return (
+        f"The fits had {shares[0]:.0%} to {shares[-1]:.0%} of a core; the rest went to other work, which slows CPU time too: two "
+        "runs without callbacks differ by as much as the range in the rows of *none*. So go by *1 + share in callbacks*."
+    )
 
 
 _LIMITS = """*1 + share in callbacks* is time with over time without, within one run: CPU time of the fit over what of it was
