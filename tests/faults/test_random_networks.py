@@ -221,7 +221,8 @@ def test_no_monitor_fails_writes_or_draws(problem, seed):
 # --- globs ---------------------------------------------------------------------------------------------------------
 
 letters = st.text("ab.0", min_size=1, max_size=4)
-patterns = st.lists(st.text("ab.0*?[]!-", max_size=5), max_size=3)
+usual = st.sampled_from(["*", "a*", "*b", "?", "[ab]", "!a*", "!*b", "!?", "!*0*"])
+patterns = st.lists(st.one_of(usual, usual, st.text("ab.0*?[]!-", max_size=5)), max_size=3)
 
 
 @settings(EXAMPLES, max_examples=200)
