@@ -147,8 +147,8 @@ def _disturbance(done: _Results) -> str:
     """How much of the machine the runs had: on an idle one, all of a core."""
     shares = sorted(run["cpu"] / run["clock"] for run in done.under("run ").values())
     return (
-        f"The fits had {shares[0]:.0%} to {shares[-1]:.0%} of a core; the rest went to other work, which slows CPU time too: two "
-        "runs without callbacks differ by as much as the range in the rows of *none*. So go by *1 + share in callbacks*."
+        f"The fits had {shares[0]:.0%} to {shares[-1]:.0%} of a core; the rest went to other work, which slows CPU time too: "
+        "two runs without callbacks differ by as much as the range in the rows of *none*. So go by *1 + share in callbacks*."
     )
 
 
