@@ -353,7 +353,8 @@ class Entry:
 def _memory(tensor: Tensor) -> tuple[object, ...]:
     """Equal for two tensors that are the same numbers in memory, up to the order of dimensions."""
     layout = tuple(sorted(zip(tensor.stride(), tensor.shape, strict=True)))
-    return tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.dtype, layout
+    read_as = tensor.dtype, tensor.is_conj(), tensor.is_neg()
+    return tensor.untyped_storage().data_ptr(), tensor.storage_offset(), read_as, layout
 
 
 def _order(tensor: Tensor) -> list[int]:

@@ -94,7 +94,7 @@ def signed(value: int) -> bytes:
 
 def raw_bytes(tensor: Tensor) -> bytes:
     """The memory of a tensor, of any dtype."""
-    flat = tensor.detach().cpu().contiguous().flatten()
+    flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().flatten()
     return bytes(flat.view(torch.uint8).numpy()) if flat.numel() else b""
 
 

@@ -257,6 +257,21 @@ def test_parts_of_one_storage_are_not_tied():
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
+def test_lazy_conjugates_and_negatives(encoding):
+    """A conjugate that torch has only marked as one shares the memory of the original, and is another tensor."""
+    numbers = torch.randn(4, 5, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
+    weights = {"numbers": numbers, "conjugate": numbers.conj(), "negative": numbers.conj().imag, "mark": numbers.mH}
+    assert weights["conjugate"].is_conj()
+    assert weights["negative"].is_neg()
+    plain = {name: tensor.resolve_conj().resolve_neg().clone() for name, tensor in weights.items()}
+    for bin_size in (0.0, 0.25):
+        coarse = decode(encode(weights, bin_size, encoding=encoding), list(weights))
+        assert_identical(coarse, decode(encode(plain, bin_size, encoding=encoding), list(plain)))
+    assert_identical(decode(encode(weights, 0.0, encoding=encoding), list(weights)), plain)
+    assert naive_size(weights) <= naive_size(plain)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
 def test_low_rank_is_found(encoding):
     generator = torch.Generator().manual_seed(0)
     low = torch.randn(64, 2, generator=generator) @ torch.randn(2, 48, generator=generator)
