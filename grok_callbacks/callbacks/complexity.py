@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from grok_callbacks.callbacks.monitor import Monitor
+from grok_callbacks.functional._coarse import ENCODINGS
 from grok_callbacks.functional.complexity import RateDistortion, naive_size, rate_distortion
 from grok_callbacks.metrics import DescriptionLength
 from grok_callbacks.probe import Split
@@ -33,7 +34,8 @@ class ComplexityMonitor(Monitor):
     Losses are taken over the probe, so that description length and bound are *estimates*, named so. They hold, and the names
     lose the word, where the probe is the whole training set (give it a ``size`` that is larger than that) and all that a
     decoder needs is counted: every parameter is chosen, and no layer keeps running statistics. Those are buffers, and
-    buffers are not described.
+    buffers are not described. Of several targets a sample, such as the tokens of a sequence, the bound stays an estimate:
+    it takes each for a sample of its own, and they are not independent.
 
     | key | value |
     |---|---|
@@ -55,7 +57,8 @@ class ComplexityMonitor(Monitor):
         epsilon: How much the training loss may rise, in its own unit, or several; one search serves all.
         encoding: ``"paper"`` (float32 arrays, bzip2) or ``"tight"`` (whole numbers, the best of several coders).
         parameters: Globs of parameter names; all by default, since a decoder needs all.
-        num_train_samples: Size of the training set, to scale the probe's code length to it where the probe is a part.
+        num_train_samples: Size of the training set, in samples as the probe holds them, to scale the probe's code length to
+            it where the probe is a part. Where given, it says whether the probe is the whole set.
         two_sided: Require that the loss changes by less than epsilon in either direction, as the paper's text has it.
         delta: Probability that the bound fails.
         schedule: When to measure; five log-spaced steps a decade by default.
@@ -102,9 +105,13 @@ class ComplexityMonitor(Monitor):
         """Choose the parameters and see that there is a loss."""
         if not self.epsilons or not all(0 < epsilon < math.inf for epsilon in self.epsilons):
             raise ValueError(f"`epsilon` must be positive and finite, got {self.epsilons}.")
+        if self.encoding not in ENCODINGS:
+            raise ValueError(f"`encoding` must be one of {ENCODINGS}, got {self.encoding!r}.")
         view.require_loss("train")
         self._names = view.select_parameters(self.parameters)
-        self._length = DescriptionLength(num_samples=self.num_train_samples, delta=self.delta, sync_on_compute=False)
+        if self.num_train_samples is not None and self.num_train_samples < 1:
+            raise ValueError(f"`num_train_samples` must be positive, got {self.num_train_samples}.")
+        self._length = DescriptionLength(delta=self.delta, sync_on_compute=False)
         self.metric = self._length
 
     def measure(self, snapshot: Snapshot) -> Mapping[str, float | Tensor]:
@@ -151,10 +158,13 @@ class ComplexityMonitor(Monitor):
         self._length.reset()
         self._length.update(logits, targets, best.bits)
         length = self._length.compute()
+        held = len(snapshot.view.require_samples("train"))
+        times = 1.0 if self.num_train_samples is None else self.num_train_samples / held
         holds = self._is_whole(snapshot) and self._counts_everything(snapshot.view)
-        suffix = "" if holds else "_estimate"
-        values[f"complexity/total_bits{suffix}"] = length["total_bits"]
-        values[f"complexity/bound{suffix}"] = length["bound"]
+        # Targets of one sample, the tokens of a sequence say, are not independent, and the bound is about such as are.
+        independent = len(targets) <= held
+        values["complexity/total_bits" + ("" if holds else "_estimate")] = length["bits"] + times * length["data_bits"]
+        values["complexity/bound" + ("" if holds and independent else "_estimate")] = length["bound"]
         if length["bound"] > 1 and not self._warned_vacuous:
             self._warned_vacuous = True
             self.announce(
@@ -163,9 +173,9 @@ class ComplexityMonitor(Monitor):
         return values
 
     def _is_whole(self, snapshot: Snapshot) -> bool:
-        """Whether the probe is the whole training set: it was to hold more samples than there are, or as many as it is told."""
+        """Whether the probe is the whole training set: as many samples as it is told, or fewer than it was to hold."""
         held = len(snapshot.view.require_samples("train"))
-        return held < snapshot.view.probe.size or held == self.num_train_samples
+        return held < snapshot.view.probe.size if self.num_train_samples is None else held == self.num_train_samples
 
     def _counts_everything(self, view: ModelView) -> bool:
         """Whether the description is all that a decoder needs who knows the code of the network."""

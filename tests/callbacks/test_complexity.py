@@ -61,6 +61,36 @@ def test_a_part_of_the_training_set_gives_estimates():
     assert "grok/complexity/bound" not in values
 
 
+def test_what_it_is_told_of_the_training_set_counts():
+    """A batch that is smaller than the probe was to be is no whole training set, if that is said to be larger."""
+    model, (x, y) = network()
+    whole, _ = measure(model, (x, y), size=50, num_train_samples=50)
+    part, _ = measure(model, (x, y), size=60, num_train_samples=500)
+    bits = whole["grok/complexity/bits"]
+    assert "grok/complexity/bound" in whole
+    assert "grok/complexity/bound_estimate" in part
+    scaled = bits + 10 * (whole["grok/complexity/total_bits"] - bits)
+    assert part["grok/complexity/total_bits_estimate"] == pytest.approx(scaled, rel=1e-9)
+
+
+def test_targets_of_one_sequence_are_not_independent():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(7, 8), nn.Linear(8, 7))
+    tokens = torch.randint(7, (12, 5))
+    told, _ = measure(model, (tokens, tokens), size=20, num_train_samples=12)
+    untold, _ = measure(model, (tokens, tokens), size=20)
+    assert told == untold
+    assert "grok/complexity/total_bits" in told
+    assert "grok/complexity/bound_estimate" in told
+    half, _ = measure(model, (tokens, tokens), size=12, num_train_samples=24)
+    bits = told["grok/complexity/bits"]
+    scaled = bits + 2 * (told["grok/complexity/total_bits"] - bits)
+    assert half["grok/complexity/total_bits_estimate"] == pytest.approx(scaled, rel=1e-9)
+    last = tokens.clone()
+    last[:, :-1] = -100
+    assert "grok/complexity/bound" in measure(model, (tokens, last), size=20)[0]
+
+
 def test_where_a_decoder_needs_more_there_are_only_estimates():
     """Parameters that are left out, or statistics of a normalisation, are no part of K."""
     model, batch = network()
@@ -190,6 +220,10 @@ def test_bad_settings_name_the_argument():
     for epsilon in (0.0, math.inf, math.nan):
         with pytest.raises(ValueError, match="`epsilon` must be positive and finite"):
             measure(model, batch, epsilon=epsilon)
+    with pytest.raises(ValueError, match="`encoding` must be one of"):
+        measure(model, batch, encoding="zip")
+    with pytest.raises(ValueError, match="`num_train_samples` must be positive"):
+        measure(model, batch, num_train_samples=0)
     with pytest.raises(ValueError, match="train"):
         Recorder(model, [ComplexityMonitor()], Probe()).record(step=0)
 
