@@ -17,18 +17,20 @@ PENALTY = 5.0
 STEP_PENALTY = 30.0
 
 #: The features from which each mode tells whether a run will grok, chosen one after another on the runs that
-#: ``forecast_development.txt`` lists, for the mean area over all three ways of leaving runs out: with all features, families
-#: and architectures that were left out do worse. When it will, all features tell.
+#: ``forecast_development.txt`` lists, for the mean area over all three ways of leaving runs out. The report says how all
+#: features together do. When it will, all features tell.
 CHOSEN: dict[Mode, tuple[str, ...]] = {
     "train": (
-        "lowest_complexity.level", "perturbed_entropy.level", "loss.start", "loss.recent", "loss.since",
-        "lmn.recent", "spectral_entropy.start",
+        "half_loss.since", "half_loss.level", "cut_loss.since", "cut_accuracy.since", "first_coherence.level",
+        "train_representation.level", "spectral_entropy.since", "time",
     ),
     "inputs": (
-        "doubt.level", "doubt.recent", "prediction_entropy.start", "lowest_complexity.level", "lmn.recent",
-        "spectral_entropy.start",
+        "answer_entropy.level", "doubt.recent", "half_loss.since", "half_loss.level", "cut_loss.since", "cut_loss.level",
+        "cut_accuracy.since", "spectral_entropy.since", "time",
     ),
-    "labels": ("validation_loss.since", "validation_loss.recent", "validation_loss.peak", "time"),
+    "labels": (
+        "validation_loss.since", "validation_loss.recent", "validation_loss.peak", "cut_loss.since", "half_loss.level", "time",
+    ),
 }  # fmt: skip
 
 #: Forecasts are learnt from up to so many times the steps of memorising, and ``LEARNT_STEPS`` more.
@@ -95,8 +97,14 @@ class Fit:
         return self.wait[0] + self.standardised(case.features[self.mode]) @ self.wait[1:]
 
 
-def fit(cases: Sequence[Case], mode: Mode) -> Fit:
-    """Both regressions over all forecasts of all runs; every run weighs the same, however often it was measured."""
+def fit(cases: Sequence[Case], mode: Mode, chosen: Sequence[str] | None = None) -> Fit:
+    """Both regressions over all forecasts of all runs; every run weighs the same, however often it was measured.
+
+    Args:
+        cases: The calibration runs.
+        mode: What the forecast may look at.
+        chosen: Features that tell whether; by default :data:`CHOSEN`.
+    """
     cases = [case for case in cases if case.judged]
     learnt = {case: case.is_due & (case.steps <= LEARNT_RATIO * (case.truth.memorized or 0) + LEARNT_STEPS) for case in cases}
     X = np.concatenate([case.features[mode][learnt[case]] for case in cases])
@@ -109,7 +117,7 @@ def fit(cases: Sequence[Case], mode: Mode) -> Fit:
     scale = np.sqrt((weight[:, None] * np.where(known, X - mean, 0) ** 2).sum(0) / total)
     scale = np.where(scale > 1e-9, scale, 1.0)
     result = Fit(mode, mean, scale, np.zeros(0), np.zeros(0))
-    columns = [feature_names(mode).index(name) for name in CHOSEN[mode]]
+    columns = [feature_names(mode).index(name) for name in (CHOSEN[mode] if chosen is None else chosen)]
     z = result.standardised(X)
     waits = np.concatenate([log_wait_of(case)[learnt[case]] for case in cases if case.is_positive])
     odds = np.zeros(X.shape[1] + 1)

@@ -128,6 +128,11 @@ RIVALS = (
         (change("grok/circuit_complexity/", logarithm=True), level("grok/circuit_complexity/", logarithm=True)),
     ),
     Rival("spectral entropy", (change("grok/spectral_entropy/"), level("grok/spectral_entropy/"))),
+    Rival(
+        "loss with cut weights", (change("grok/truncation/loss/0.5", logarithm=True), change("grok/truncation/loss/0.7", True))
+    ),
+    Rival("gradient coherence", (level("grok/gradient_coherence"), change("grok/gradient_coherence"))),
+    Rival("evenness of answers", (level("grok/representation/answer_entropy"),)),
     Rival("weight entropy", (change("grok/weight_entropy/", logarithm=True),)),
     Rival("validation accuracy", (level("grok/accuracy/validation"), change("grok/accuracy/validation")), uses_labels=True),
 )

@@ -14,6 +14,7 @@ from benchmarks._forecast_fit import (
     Calibrated,
     alarm_scores,
     calibrate,
+    fit,
     is_late,
     log_wait_of,
     logistic,
@@ -168,6 +169,15 @@ def forecasts(cases: Sequence[Case], mode: Mode, scheme: str) -> list[Judged]:
     for known, unseen, group in _split(cases, scheme):
         calibrated = calibrate(known, mode, group)
         result += [Judged(case, calibrated.fit.probabilities(case), calibrated.threshold, calibrated) for case in unseen]
+    return result
+
+
+def by_features(cases: Sequence[Case], mode: Mode, scheme: str, chosen: Sequence[str]) -> list[Judged]:
+    """The same from other features than those that were chosen, without thresholds."""
+    result = []
+    for known, unseen, _ in _split(cases, scheme):
+        fitted = fit(known, mode, chosen)
+        result += [Judged(case, fitted.probabilities(case), 1.0) for case in unseen]
     return result
 
 

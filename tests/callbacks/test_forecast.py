@@ -363,7 +363,7 @@ def test_needs_something_to_go_by(namespace):
         with contextlib.redirect_stdout(io.StringIO()):
             trainer(callbacks, namespace, **kwargs).fit(module_of(namespace)(), loader())
 
-    with pytest.raises(MisconfigurationException, match=r"reads what other monitors measure.*Add .*LinearMappingNumberMonitor"):
+    with pytest.raises(MisconfigurationException, match=r"reads what other monitors measure.*Add .*TruncationMonitor"):
         start(GrokkingForecast(), GrokkingDetector())
     with pytest.raises(MisconfigurationException, match="none of these with the prefix 'mine'"):
         start(GrokkingForecast(prefix="mine"), NormMonitor())
@@ -636,9 +636,9 @@ def test_command_lines(namespace, tmp_path, monkeypatch):
     init_args = {"mode": "inputs", "threshold": 0.3, "on_warning": f"{__name__}.remember", "stop_hopeless": True}
     callbacks = [
         {"class_path": "grok_callbacks.GrokkingForecast", "init_args": init_args},
-        {"class_path": "grok_callbacks.LinearMappingNumberMonitor"},
+        {"class_path": "grok_callbacks.TruncationMonitor"},
         {"class_path": "grok_callbacks.GrokkingForecast", "init_args": {"prefix": "other"}},
-        {"class_path": "grok_callbacks.LinearMappingNumberMonitor", "init_args": {"prefix": "other"}},
+        {"class_path": "grok_callbacks.TruncationMonitor", "init_args": {"prefix": "other"}},
     ]
     settings = {
         "accelerator": "cpu", "max_steps": 2, "enable_progress_bar": False, "enable_model_summary": False, "logger": False,
