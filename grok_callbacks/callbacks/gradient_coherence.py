@@ -34,7 +34,7 @@ class GradientCoherenceMonitor(Monitor):
     | `grok/gradient_coherence` | cosine of the gradients of all chosen parameters together, -1 to 1 |
     | `grok/gradient_coherence/{matrix}` | the same for each weight matrix |
 
-    Left out where a gradient is zero. Gradients can't be taken under FSDP2.
+    NaN where a gradient is zero, or there is but one sample. Gradients can't be taken under FSDP2.
 
     Cost: one forward and one backward pass of the probe.
     Source: our own use of a customary quantity (Fort et al. 2019, arXiv 1901.09491, call it stiffness).
@@ -44,8 +44,7 @@ class GradientCoherenceMonitor(Monitor):
         **kwargs: See :class:`~grok_callbacks.Monitor`.
 
     Raises:
-        MisconfigurationException: At fit start, if there are fewer than two samples, no parameter is trained, or the model is
-            sharded.
+        MisconfigurationException: At fit start, if no parameter is trained or the model is sharded.
 
     Example:
         >>> import torch
@@ -72,8 +71,6 @@ class GradientCoherenceMonitor(Monitor):
         view.require_loss("train")
         if view.is_sharded:
             raise ValueError("Gradients can't be taken through a model that is sharded by FSDP2.")
-        if len(view.require_samples("train")) < 2:
-            raise ValueError("Two halves of the training samples are compared, and there is but one; set `train` of the Probe.")
         all_of = view.parameters
         chosen = view.select_parameters(self.parameters)
         self._names = [name for name in chosen if all_of[name].requires_grad and all_of[name].numel()]
@@ -85,6 +82,8 @@ class GradientCoherenceMonitor(Monitor):
     def measure(self, snapshot: Snapshot) -> Mapping[str, float | Tensor]:
         """The cosine for all parameters and for each matrix."""
         batch = snapshot.batch()
+        if len(batch) < 2:
+            return {self._key(name): torch.nan for name in self._metrics}
         first, second = (self._gradients(snapshot, _every_other(batch, start)) for start in (0, 1))
         for metric in self._metrics.values():
             metric.reset()
@@ -92,7 +91,11 @@ class GradientCoherenceMonitor(Monitor):
             for key in (_TOTAL, name):
                 if key in self._metrics:
                     self._metrics[key].update(first[name], second[name])
-        return {f"gradient_coherence{key and f'/{key}'}": metric.compute() for key, metric in self._metrics.items()}
+        return {self._key(name): metric.compute() for name, metric in self._metrics.items()}
+
+    @staticmethod
+    def _key(name: str) -> str:
+        return f"gradient_coherence/{name}" if name else "gradient_coherence"
 
     def _gradients(self, snapshot: Snapshot, half: Batch) -> dict[str, Tensor]:
         with torch.enable_grad():
