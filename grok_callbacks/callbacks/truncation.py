@@ -36,7 +36,7 @@ class TruncationMonitor(Monitor):
 
     It is no verdict by itself: with weight decay it also falls a little on random labels.
 
-    Cost: a singular value decomposition of each matrix, and a forward pass of the probe for each share.
+    Cost: the eigenvectors of each matrix's Gram matrix, and a forward pass of the probe for each share.
     Source: our own.
 
     Args:
