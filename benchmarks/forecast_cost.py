@@ -21,6 +21,7 @@ from benchmarks._common import markdown, parser, publish
 from grok_callbacks import (
     ActivationSparsityMonitor,
     CircuitComplexityMonitor,
+    GradientCoherenceMonitor,
     GrokkingDetector,
     GrokkingForecast,
     LinearMappingNumberMonitor,
@@ -32,6 +33,7 @@ from grok_callbacks import (
     RepresentationMonitor,
     RobustnessMonitor,
     SpectralEntropyMonitor,
+    TruncationMonitor,
 )
 from grok_callbacks.tasks.datamodules import PairTaskDataModule
 from grok_callbacks.tasks.modules import Classifier, DecoderTransformer, OneHotMLP
@@ -39,7 +41,8 @@ from grok_callbacks.tasks.modules import Classifier, DecoderTransformer, OneHotM
 #: What the shipped models read, and the forecast.
 READ = (
     GrokkingDetector, NormMonitor, SpectralEntropyMonitor, LinearMappingNumberMonitor,
-    CircuitComplexityMonitor, ActivationSparsityMonitor, RepresentationMonitor, RobustnessMonitor, GrokkingForecast,
+    CircuitComplexityMonitor, ActivationSparsityMonitor, RepresentationMonitor, RobustnessMonitor, TruncationMonitor,
+    GradientCoherenceMonitor, GrokkingForecast,
 )  # fmt: skip
 
 #: Modulus, network, and the lengths of its runs in steps.
