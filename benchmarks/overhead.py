@@ -158,9 +158,11 @@ from steps* go by it. *Allowed* are the training steps that a measurement may co
 
 What limits it: a measurement's work does not shrink with the model or the batch. It begins with passes over 256 training and
 256 validation samples, about as many as two batches of these runs; the standard preset adds 1,488 samples for the linear
-mapping number, 128 under each of ten masks, and some passes of 128 with matrix entropies for robustness. The default
-schedule has 20 measurements a decade, so a run of twice the length has 6 more: the share falls almost as the length grows.
-These runs are short for their kind: those that were published have 40,000 steps (addition modulo 113) to 100,000 (images)."""
+mapping number, 128 under each of ten masks, some passes of 128 with matrix entropies for robustness, three passes with cut
+weights and a backward pass. The default schedule has 20 measurements a decade, so a run of twice the length has 6 more: the
+share falls almost as the length grows.
+Published runs of these kinds have 40,000 steps (addition modulo 113) to 100,000 (images). In shorter ones than *met from
+steps* the presets cost more than the bar; `budget=0.05` then caps it, by measuring less often."""
 
 
 def _finished(done: _Results, prefix: str, repeats: int) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -39,10 +40,21 @@ def add_figures(logger: Any, figures: Mapping[str, Figure], step: int) -> None:
     writer = _tensorboard(logger)
     for key, figure in figures.items():
         if writer is not None:
-            writer.add_figure(key, figure, global_step=step, close=False)
+            writer._get_file_writer().add_summary(_image(key, figure), step)
         else:
             logger.log_image(key, [figure], step=step)
         plt.close(figure)
+
+
+def _image(key: str, figure: Figure) -> Any:
+    """A figure as TensorBoard keeps it. ``add_figure`` would make three arrays of float32 of it first, of some 20 MB."""
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    encoded = io.BytesIO()
+    figure.savefig(encoded, format="png", dpi=figure.dpi)
+    width, height = (int(size) for size in figure.bbox.size)
+    picture = Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=encoded.getvalue())
+    return Summary(value=[Summary.Value(tag=key, image=picture)])
 
 
 def flush(logger: Any) -> None:
