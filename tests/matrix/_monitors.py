@@ -81,6 +81,10 @@ _BY_HAND = "can't be used with manual optimisation: set `automatic_optimization 
 REFUSED = {
     **{(row, column): _BY_HAND for row in ("manual optimisation", "two optimisers") for column in MIXINS_OF_THE_LOSS},
     ("FSDP2 on two processes", "MuonMixin"): "Muon orthogonalises whole matrices, and these are sharded (FSDP2): use DDP.",
+    **{
+        (row, "GradientCoherenceMonitor"): "Gradients can't be taken through a model that is sharded by FSDP2."
+        for row in ("FSDP2 on two processes", "FSDP2, bf16-mixed, accumulated")
+    },
 }
 
 #: The one key that is left out under FSDP2: it needs gradients, which FSDP2 keeps to itself.

@@ -11,7 +11,7 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
 from grok_callbacks import EverySteps, Probe
 from tests.matrix._environments import STEPS, Environment, Task
-from tests.matrix._monitors import LOGGED, all_monitors, mixins
+from tests.matrix._monitors import LOGGED, REFUSED, all_monitors, mixins
 
 SIZE = 16
 
@@ -68,8 +68,9 @@ def everything(rank, folder):
 
 
 def in_row(row, checkpoint):
-    monitors = all_monitors(False, schedule=EverySteps(STEPS), probe=Probe(size=SIZE), on_error="raise")
-    result = {"plain": fit(row)[0]}
+    everyone = all_monitors(False, schedule=EverySteps(STEPS), probe=Probe(size=SIZE), on_error="raise")
+    monitors = [monitor for monitor in everyone if (row, type(monitor).__name__) not in REFUSED]
+    result = {"plain": fit(row)[0], "refused": {}}
     result["watched"], trainer = fit(row, monitors)
     trainer.save_checkpoint(checkpoint)
     recorder = monitors[0]._recorder
@@ -78,6 +79,12 @@ def in_row(row, checkpoint):
         for monitor in monitors
     }
     result["steps"] = sorted({step for series in recorder.history.values() for step in series.steps})
+    for monitor in everyone:
+        if monitor not in monitors:
+            try:
+                fit(row, [monitor])
+            except ValueError as error:
+                result["refused"][type(monitor).__name__] = str(error)
     result["mixins"] = {}
     if row in WITH_MIXINS:
         idle = [idle for _, idle in mixins(False).values() if idle is not None]

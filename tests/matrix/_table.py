@@ -32,12 +32,9 @@ def tables():
     parts = {("FSDP2 on two processes", "RobustnessMonitor"): "works¹", ("iterable data", "CommutativityMonitor"): "works²"}
     parts["FSDP2, bf16-mixed, accumulated", "RobustnessMonitor"] = "works¹"
 
-    def of_a_monitor(row, column):
-        return parts.get((row, column), "works")
-
-    def of_a_mixin(row, column):
+    def cell(row, column):
         error = REFUSED.get((row, column))
-        return "works" if error is None else f"error {errors.index(error) + 1}"
+        return parts.get((row, column), "works") if error is None else f"error {errors.index(error) + 1}"
 
     notes = [
         f"¹ Without `{LEFT_OUT}`.",
@@ -47,10 +44,10 @@ def tables():
     return "\n\n".join(
         [
             "### Monitors",
-            table([*ENVIRONMENTS, *ROWS], ALL_MONITORS, of_a_monitor),
+            table([*ENVIRONMENTS, *ROWS], ALL_MONITORS, cell),
             *notes,
             "### Mixins",
-            table([*ENVIRONMENTS, *WITH_MIXINS], mixins(False), of_a_mixin),
+            table([*ENVIRONMENTS, *WITH_MIXINS], mixins(False), cell),
             *(f'Error {number}: {raised} "{text}"' for number, text in enumerate(errors, 1)),
         ]
     )

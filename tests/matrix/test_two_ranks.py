@@ -57,6 +57,9 @@ def test_training_is_the_same_with_all_monitors(two, row):
 @pytest.mark.parametrize("column", ALL_MONITORS)
 @pytest.mark.parametrize("row", ROWS)
 def test_every_monitor_finds_what_it_finds_in_one_process(two, of_the_twin, row, column):
+    if (row, column) in REFUSED:
+        assert all(REFUSED[row, column] in result[row]["refused"][column] for result in two)
+        return
     values, others = (result[row]["values"][column] for result in two)
     assert values == pytest.approx(others, rel=0, abs=0, nan_ok=True)
     compared = [key for key in values if key in of_the_twin[row] and not any(part in key for part in STATEFUL)]
@@ -70,7 +73,7 @@ def test_every_monitor_finds_what_it_finds_in_one_process(two, of_the_twin, row,
 @pytest.mark.parametrize("row", ROWS)
 def test_only_what_the_docs_name_is_missing(two, of_the_twin, row):
     found = {key for values in two[0][row]["values"].values() for key in values}
-    missing = {key for key in of_the_twin[row] if "onset" not in key} - found
+    missing = {key for key in of_the_twin[row] if "onset" not in key and "gradient_coherence" not in key} - found
     assert missing == ({LEFT_OUT} if row.startswith("FSDP2") else set())
 
 
@@ -98,6 +101,6 @@ def test_every_mixin_trains_or_says_why_not(two, row, column):
 def test_checkpoints_hold_the_measurements(two, folder, row):
     checkpoint = torch.load(folder / f"{list(ROWS).index(row)}.ckpt", weights_only=True)
     states = checkpoint["callbacks"]
-    assert len(states) == len(ALL_MONITORS)
+    assert len(states) == sum((row, column) not in REFUSED for column in ALL_MONITORS)
     norm = next(state for label, state in states.items() if label.startswith("NormMonitor"))
     assert norm["recorder"]["history"]["grok/norm"]["steps"].tolist() == [0, STEPS]
