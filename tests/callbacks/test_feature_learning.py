@@ -247,8 +247,8 @@ class TestLayers:
 
     def test_predictions_without_a_target(self):
         probe = Probe(train=(TOKENS, torch.full_like(TOKENS, -100)))
-        with pytest.warns(UserWarning, match="No prediction of the probe has a target"):
-            assert Recorder(Tied(), [FeatureLearningMonitor()], probe).record(step=0) == {}
+        with pytest.raises(ValueError, match="All targets of the train samples are -100, to be ignored"):
+            Recorder(Tied(), [FeatureLearningMonitor()], probe).record(step=0)
 
     def test_a_named_layer_with_something_after_it(self):
         """Outputs centred over classes, as in the paper: what the layer receives is the centred residual."""
