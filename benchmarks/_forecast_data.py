@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from benchmarks._forecast_suite import TRAIN_ONLY, RunRecord, Setting
+from benchmarks._forecast_suite import FAMILIES, TRAIN_ONLY, RunRecord, Setting
 from benchmarks._forecast_truth import Kind, Truth, classes_of, horizons, is_censored, truth_of
 from grok_callbacks.forecast import FEATURES, OnsetTracker, Thresholds
 from grok_callbacks.forecast.features import MODES, Mode, extract
@@ -133,3 +133,10 @@ def hyper_parameters(setting: Setting) -> np.ndarray:
     decay = setting.weight_decay
     count = setting.size if setting.task != "xor" else 2**setting.size
     return np.array([decay > 0, decay, setting.fraction, setting.fraction**2, math.log(count), math.log(setting.lr)])
+
+
+def all_settings(setting: Setting) -> np.ndarray:
+    """Hyper-parameters, the initial scale, and which family and architecture it is."""
+    architectures = [setting.architecture == name for name in ("onehot", "embedding", "transformer")]
+    families = [setting.family == name for name in sorted(set(FAMILIES.values()))]
+    return np.concatenate([hyper_parameters(setting), [setting.init_scale], architectures, families]).astype(float)

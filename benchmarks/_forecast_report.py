@@ -12,7 +12,7 @@ from matplotlib.figure import Figure as Drawing
 
 from benchmarks import _forecast_score as score
 from benchmarks._common import markdown
-from benchmarks._forecast_data import Case, feature_names
+from benchmarks._forecast_data import Case, all_settings, feature_names
 from benchmarks._forecast_fit import CHOSEN, alarm_scores
 from benchmarks._forecast_rivals import RIVALS
 from benchmarks._forecast_score import MAIN, MOMENTS, SCHEMES, Judged
@@ -44,11 +44,12 @@ def report(cases: Sequence[Case], folder: Path) -> str:
     sections = [
         ("Runs", _runs(cases)),
         ("Area under the ROC curve", _areas(ours, hyper)),
-        ("Runs that nothing was chosen on", _fresh(ours, hyper)),
+        ("Runs that no feature was chosen on", _fresh(ours, hyper)),
         ("By family and architecture left out, at memorised + 200", _by_group(ours)),
         ("All features instead of the chosen ones", _all_features(cases, ours)),
-        ("Against the hyper-parameters, at memorised + 200", _differences(ours, hyper)),
+        ("Against the hyper-parameters, at memorised + 200", _differences(ours, hyper, cases)),
         ("Alarms, steps and compute", _alarms(ours, hyper)),
+        ("Alarms at the thresholds that ship", _shipped(cases)),
         ("Rivals, at memorised + 200", _rivals(ours, rivals, cases)),
         ("Runs with nothing to warn of", _quiet(cases, ours)),
         ("Where it fails", _failures(ours)),
@@ -68,22 +69,38 @@ them as negatives and without them. The features were chosen on the runs
 that `benchmarks/forecast_development.txt` lists, which is why the others have a table of their own; which new measures to make at
 all (the loss with cut weights, the coherence of gradients, the evenness of answers) was decided on 290 of the suite's runs, of both
 kinds; what the step forecast is regularised with was chosen among five settings on all runs. Monitors are those of the standard
-preset with their defaults, but for the robustness (128 samples, one draw of noise, eight measurements a decade) and, on
-transformers, the linear mapping number (32 samples).
+preset with their defaults, but for the robustness (one draw of noise, eight measurements a decade) and the linear mapping number
+(all 19 points of a segment instead of three; 64 samples instead of 32 on perceptrons), of which only the step forecast reads the
+changes.
 
 The bar that this was built against, pooled at memorised + 200: an area of at least 0.95 from training data and 0.98 with unlabelled
 validation inputs in-family, 0.92 and 0.95 with a family or an architecture left out; 90% of grokking runs warned of at 5% false
-alarms, a median lead of half of the gap, steps within a factor of 2 in 80% of alarms. **Not reached are the areas without labels
-(with labels 0.98 is reached only where partial runs are left out), and the 90% of runs warned of.** What limits it, as far as the tables and failing runs show:
+alarms, a median lead of half of the gap, steps within a factor of 2 in 80% of alarms; above the hyper-parameters and every rival
+with intervals clear of zero. **Not reached are**
+
+- the areas without labels (with labels 0.98 in-family is reached only where partial runs are left out);
+- the 90% of runs warned of, in any row; false alarms come out at 3% to 7% but for one row;
+- a factor of 2, where an architecture is left out and validation is looked at (69% and 73% of alarms);
+- half of the gap at the thresholds that ship, but with validation inputs (59%; 40% and 41% otherwise);
+- a clear distance: from training data alone to the hyper-parameters with an architecture left out, to the loss with cut weights and
+  to the evenness of answers; without labels also to the validation loss past its peak, which reads them. Who knows the family, the
+  architecture and the initial scale of a run besides its hyper-parameters, and has seen the family run, does as well in-family
+  without any signal as the forecast from validation inputs or with labels, and better than that from training data alone.
+
+What limits it, as far as the tables and failing runs show:
 
 - **Partial runs.** Many false alarms are runs that begin to generalise and level off: a false alarm by definition, and hardly to be
   told beforehand. Without them all areas are higher, with labels above 0.97 in every scheme.
 - **Transformers.** With transformers left out, areas are far lower than with perceptrons left out: few of them grok late enough to
-  learn from, and levels of nearly all measures differ between the architectures, so that thresholds do not carry over.
-- **The moment.** Two hundred steps after memorising are far along for a perceptron, that memorises in 20 to 30, and early for a
-  transformer, that takes 70 to 350: there the signs often have only begun to move. At memorised + 400
+  learn from, and levels of nearly all measures differ between the architectures, so that thresholds do not carry over. At one threshold
+  for both, fewer transformers that grok are warned of than perceptrons, and more that do not. Of transformers alone, the outputs' entropy under
+  noise (PE) ranks as well as the forecast from training data.
+- **The moment.** Two hundred steps after memorising are far along for a perceptron, that memorises in some 20, and early for a
+  transformer, that takes three times as long or more: there the signs often have only begun to move. At memorised + 400
   areas are mostly higher.
-- **Few positives.** Calibration on one half sees 40 to 50 late positives; none of them is quadratic, and four are digits."""
+- **Few positives.** Calibration on one half sees 40 to 50 late positives; of both halves' together none is quadratic, and four are
+  digits. No negative on digits could be scored: with ordinary initial weights or strong weight decay they generalise before there is a
+  forecast, and those without weight decay were watched for 9,000 steps, less than three times the slowest that grokked."""
 
 
 def _runs(cases: Sequence[Case]) -> str:
@@ -107,10 +124,25 @@ def _runs(cases: Sequence[Case]) -> str:
     rising = sum(case.status == "censored" and not case.truth.is_positive and not case.truth.is_flat for case in cases)
     short = sum(case.status == "censored" for case in cases) - late_positives - rising
     seconds = sum(case.record.seconds for case in cases)
+    begins = {
+        name: np.percentile(
+            [
+                case.truth.memorized
+                for case in cases
+                if case.judged and case.setting.task != "digits" and architecture(case) == name
+            ],
+            [10, 50, 90],
+        )
+        for name in ("MLP", "transformer")
+    }
+    speed = "; ".join(
+        f"{name}: {middle:.0f} steps, from {low:.0f} to {high:.0f} in 80% of them"
+        for name, (low, middle, high) in begins.items()
+    )
     return (
         f"{len(cases)} runs, {seconds / 60:.0f} CPU-minutes. Of the censored ones {rising} were still rising at their end, {short} were "
         f"stopped before three times the slowest positive of their kind, and {late_positives} generalised later than a third of what "
-        f"the negatives of their kind were given.\n\n{markdown(header, rows)}"
+        f"the negatives of their kind were given. Of those that count, digits apart, the median run memorises after, {speed}.\n\n{markdown(header, rows)}"
     )
 
 
@@ -173,13 +205,22 @@ def _all_features(cases: Sequence[Case], ours: dict[tuple[str, str], list[Judged
     return "Area at memorised + 200.\n\n" + markdown(["forecast", "chosen", "with these", "with all", "difference"], rows)
 
 
-def _differences(ours: dict[tuple[str, str], list[Judged]], hyper: dict[str, list[Judged]]) -> str:
-    rows = [
-        [_MODES[mode], *(str(score.area_difference(ours[mode, scheme], hyper[scheme], MAIN)) for scheme in SCHEMES)]
-        for mode in MODES
-    ]
-    return "Area of the forecast less that of weight decay, fraction, size and learning rate.\n\n" + markdown(
-        ["forecast", *SCHEMES], rows
+def _differences(ours: dict[tuple[str, str], list[Judged]], hyper: dict[str, list[Judged]], cases: Sequence[Case]) -> str:
+    informed = {scheme: score.by_hyper_parameters(cases, scheme, all_settings) for scheme in SCHEMES}
+    rows = []
+    for others, title in ((hyper, "*weight decay, fraction, size, learning rate*"), (informed, "*all settings*")):
+        rows.append([title, *(str(score.area(others[scheme], MAIN)[0]) for scheme in SCHEMES)])
+        rows += [
+            [
+                f"{_MODES[mode]}, less that",
+                *(str(score.area_difference(ours[mode, scheme], others[scheme], MAIN)) for scheme in SCHEMES),
+            ]
+            for mode in MODES
+        ]
+    return (
+        "Area of the forecast less that of a predictor without signals, which knows either the hyper-parameters alone, or also the "
+        "initial scale, the architecture and the family of the task. The latter is no early warning, since it must have seen the same "
+        "tasks run, but within the families that it has seen it knows much.\n\n" + markdown(["area", *SCHEMES], rows)
     )
 
 
@@ -208,10 +249,40 @@ def _alarms(ours: dict[tuple[str, str], list[Judged]], hyper: dict[str, list[Jud
     )
 
 
-def _rivals(ours: dict[tuple[str, str], list[Judged]], rivals: dict[score.Rival, list[Judged]], cases: Sequence[Case]) -> str:
+def _shipped(cases: Sequence[Case]) -> str:
     rows = []
+    for mode in MODES:
+        judged = score.at_shipped_thresholds(cases, mode)
+        found = score.alarms(judged)
+        cells = [_MODES[mode], f"{judged[0].threshold:.2f}", found.true_positives, found.lead_share]
+        for name in ("MLP", "transformer"):
+            own = score.alarms([one for one in judged if score.architecture_of(one.case) == name])
+            cells += [f"{own.true_positives.value:.2f} at {own.false_alarms.value:.2f}"]
+        rows.append(cells)
+    header = [
+        "forecast",
+        "threshold",
+        "true positives",
+        "share of the gap",
+        "MLP: true positives at false alarms",
+        "transformer",
+    ]
+    return (
+        "The models that ship are calibrated on both halves. Here each run is judged by one that has not seen its family, at the "
+        "shipped threshold, which 5% of these negatives reach by construction.\n\n" + markdown(header, rows)
+    )
+
+
+def _rivals(ours: dict[tuple[str, str], list[Judged]], rivals: dict[score.Rival, list[Judged]], cases: Sequence[Case]) -> str:
+    def areas(judged: list[Judged]) -> list[object]:
+        parts = [[one for one in judged if score.architecture_of(one.case) == name] for name in ("MLP", "transformer")]
+        return [score.area(part, MAIN)[0] for part in (judged, *parts)]
+
+    rows: list[list[object]] = [
+        [f"ours, {_MODES[mode]}", *areas(ours[mode, "family left out"]), *["-"] * (len(MODES) + 3)] for mode in MODES
+    ]
     for rival, judged in rivals.items():
-        cells = [rival.name + (" (labels)" if rival.uses_labels else ""), score.area(judged, MAIN)[0]]
+        cells = [rival.name + (" (labels)" if rival.uses_labels else ""), *areas(judged)]
         cells += [score.area_difference(ours[mode, "family left out"], judged, MAIN) for mode in MODES]
         found = score.alarms(judged)
         cells += [f"{found.true_positives.value:.2f}", f"{found.false_alarms.value:.2f}"]
@@ -221,7 +292,7 @@ def _rivals(ours: dict[tuple[str, str], list[Judged]], rivals: dict[score.Rival,
         else:
             cells.append("-")
         rows.append(cells)
-    header = ["rival", "area", *(f"ours with a family left out less this: {_MODES[mode]}" for mode in MODES), "true positives",
+    header = ["rival", "area", "of MLPs alone", "of transformers alone", *(f"ours with a family left out less this: {_MODES[mode]}" for mode in MODES), "true positives",
               "false alarms", "by its paper's rule"]  # fmt: skip
     return (
         "Each rival is given the form and the sign that do best on the other half, all families included. Ours has a family left "

@@ -22,6 +22,7 @@ from benchmarks._forecast_fit import (
     threshold_at,
 )
 from benchmarks._forecast_rivals import Rival
+from benchmarks._forecast_suite import Setting
 from grok_callbacks.forecast.features import Mode
 
 #: Moments at which forecasts are compared, as steps of a run that memorised at a given step.
@@ -181,17 +182,35 @@ def by_features(cases: Sequence[Case], mode: Mode, scheme: str, chosen: Sequence
     return result
 
 
-def by_hyper_parameters(cases: Sequence[Case], scheme: str) -> list[Judged]:
-    """The same by a predictor that knows the hyper-parameters and no signal."""
+def at_shipped_thresholds(cases: Sequence[Case], mode: Mode) -> list[Judged]:
+    """Every run by a forecast calibrated on all other families, at the threshold that ships.
+
+    That threshold lets 5% of these very negatives pass, so their false alarms say nothing; what it finds and how early does.
+    """
+    shipped = calibrate(cases, mode, family_of)
+    known = [case for case in cases if case.judged]
+    result = []
+    for name in sorted({family_of(case) for case in known}):
+        fitted = fit([case for case in known if family_of(case) != name], mode)
+        result += [
+            Judged(case, fitted.probabilities(case), shipped.threshold, shipped) for case in known if family_of(case) == name
+        ]
+    return result
+
+
+def by_hyper_parameters(
+    cases: Sequence[Case], scheme: str, describe: Callable[[Setting], np.ndarray] = hyper_parameters
+) -> list[Judged]:
+    """The same by a predictor that knows the hyper-parameters, or what else of a setting is described, and no signal."""
     result = []
     for known, unseen, _ in _split(cases, scheme):
-        table = np.array([hyper_parameters(case.setting) for case in known])
+        table = np.array([describe(case.setting) for case in known])
         mean, scale = table.mean(0), np.maximum(table.std(0), 1e-9)
         labels = np.array([float(case.is_positive) for case in known])
         beta = logistic((table - mean) / scale, labels, np.ones(len(known)), 1.0)
 
         def score(case: Case, beta: np.ndarray = beta, mean: np.ndarray = mean, scale: np.ndarray = scale) -> float:
-            return float(beta[0] + (hyper_parameters(case.setting) - mean) / scale @ beta[1:])
+            return float(beta[0] + (describe(case.setting) - mean) / scale @ beta[1:])
 
         threshold = threshold_at([score(case) for case in known if not case.is_positive])
         result += [Judged(case, np.full(len(case.steps), score(case)), threshold) for case in unseen]

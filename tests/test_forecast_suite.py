@@ -328,6 +328,37 @@ def test_runs_whose_end_is_unknown_are_not_scored():
         assert positives + negatives == len(expected)
 
 
+def test_settings_beyond_the_hyper_parameters_tell_what_these_cannot():
+    settings = [replace(SHORT, seed=seed, half="AB"[seed % 2], task="add" if seed % 4 < 2 else "xor") for seed in range(12)]
+    records = [record_of(one, [0.12] * 30 + ([0.95] * 3 if one.task == "add" else [0.12] * 90)) for one in settings]
+    # Of one size by the number of elements.
+    records = [replace(one, setting=replace(one.setting, size=8 if one.setting.task == "add" else 3)) for one in records]
+    cases = data.cases_of(records)
+    blind = score.by_hyper_parameters(cases, "in-family")
+    informed = score.by_hyper_parameters(cases, "in-family", data.all_settings)
+    assert score.area(blind, "memorised + 100")[0].value == 0.5
+    assert score.area(informed, "memorised + 100")[0].value == 1.0
+
+
+def test_at_the_shipped_threshold_no_more_negatives_than_the_rate_give_an_alarm():
+    draw = np.random.default_rng(1)
+    records = []
+    for seed in range(60):
+        groks, task = seed % 2 == 0, ("add", "x2y2", "xor")[seed % 3]
+        setting = replace(SHORT, seed=seed, task=task, weight_decay=0.5 * groks)
+        record = record_of(setting, [0.12] * (20 + int(draw.integers(5))) + ([0.95] * 3 if groks else [0.12] * 60))
+        for step in record.history["grok/norm"].steps:
+            record.history.add(step, {"grok/truncation/loss/0.5": math.exp(draw.normal() - 0.01 * step * groks)})
+        records.append(record)
+    judged = score.at_shipped_thresholds(data.cases_of(records), "train")
+    assert {one.case.setting.seed for one in judged} == set(range(60))
+    assert len({one.threshold for one in judged}) == 1
+    found = score.alarms(judged)
+    assert found.false_alarms.count == 30
+    assert 0 < found.false_alarms.value <= fit.FALSE_ALARMS
+    assert found.true_positives.value > 0.5
+
+
 def test_every_rival_has_a_number_at_every_forecast():
     record = suite.train(replace(SHORT, max_steps=300))
     case = data.cases_of([record])[0]

@@ -78,7 +78,8 @@ class ForecastModel:
     had no part in the fit (conformal prediction, by run), so it holds a generalising run's step in about 80% of the cases.
 
     Args:
-        mode: ``"train"``: from training data alone; ``"inputs"``: from the answers to validation inputs as well.
+        mode: ``"train"``: from training data alone; ``"inputs"``: from the answers to validation inputs as well;
+            ``"labels"``: from their labels, too.
         terms: The features that it uses.
         log_odds: The intercept a.
         log_wait: The intercept b.
