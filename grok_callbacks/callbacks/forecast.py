@@ -139,8 +139,9 @@ class GrokkingForecast(Monitor):
         on_warning: Called with the :class:`Forecast` when it warns, on every rank, so that it may save a checkpoint or end the
             run. What it raises costs a warning, and the run only with ``on_error="raise"``.
         stop_hopeless: End the fit once the model counts the run as hopeless: a probability below the model's ``hopeless`` at
-            two consecutive measurements, and ``hopeless_after`` times the steps that memorising took. In a loop of your own
-            read :attr:`should_stop`.
+            two consecutive measurements, and ``hopeless_after`` times the steps that memorising took; never a run that had
+            memorised when it began, of which that is not known. In a loop of your own read :attr:`should_stop`, which stays
+            as it is over a resume.
         stop_after_generalization: End the fit once the model has generalised.
         model: A model of your own calibration; by default the one that ships with the package for the mode.
         **kwargs: See :class:`~grok_callbacks.Monitor`. The schedule should be that of the monitors that it reads.
@@ -339,7 +340,7 @@ class GrokkingForecast(Monitor):
         """Warn, or give the run up, if it has been this way for long enough."""
         threshold = model.threshold if self.threshold is None else self.threshold
         self._for_warning = self._for_warning + 1 if forecast.probability >= threshold else 0
-        is_late = forecast.step >= model.hopeless_after * memorized
+        is_late = 0 < model.hopeless_after * memorized <= forecast.step
         self._for_hopeless = self._for_hopeless + 1 if is_late and forecast.probability < model.hopeless else 0
         if self.warning is None and self._for_warning >= model.patience:
             self.warning = forecast

@@ -285,6 +285,14 @@ def test_ends_hopeless_runs():
     assert not earlier.should_stop
 
 
+def test_a_run_that_had_memorised_when_it_began_is_not_given_up():
+    """Nobody knows how long memorising took."""
+    forecast = forecaster(stop_hopeless=True)
+    logged = forecasts(follow([Norms(3.0), Events(memorized=0), forecast]))
+    assert max(logged) > 450
+    assert not forecast.should_stop
+
+
 @pytest.mark.parametrize(
     ("norm", "onset", "settings"),
     [(3.0, math.inf, {}), (1.0, math.inf, {"stop_hopeless": True}), (3.0, 350, {"stop_hopeless": True})],
