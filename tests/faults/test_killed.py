@@ -54,9 +54,10 @@ def test_the_events_are_those_of_the_uninterrupted_run(folder, outcome):
     assert set(killed) == set(whole)
     assert len([key for key in whole if key.startswith("grok/")]) > 20
     assert whole["grok/steps"].steps == list(range(111))
-    for key, series in whole.items():
-        assert killed[key].steps == series.steps, (key, outcome)
-        assert _bits(killed[key].values) == _bits(series.values), (key, outcome)
+    for key in whole:
+        found, wanted = (_by_step(zip(run[key].steps, run[key].values, strict=True)) for run in (killed, whole))
+        assert len(found) == len(killed[key].steps), (key, outcome)
+        assert found == (wanted if key.startswith("grok/") else _those_left(wanted, found)), (key, outcome)
 
 
 def test_tensorboards_curves_do_not_go_back(folder):
@@ -67,12 +68,22 @@ def test_tensorboards_curves_do_not_go_back(folder):
         steps, values = zip(*killed[key], strict=True)
         # A checkpoint's own step may stand there twice: some of it was measured before the checkpoint, some behind.
         assert list(steps) == sorted(steps), key
-        assert _bits(dict(zip(steps, values, strict=True)).values()) == _bits(value for _, value in series), key
+        found, wanted = _by_step(zip(steps, values, strict=True)), _by_step(series)
+        assert found == (wanted if key.startswith("grok/") else _those_left(wanted, found)), key
 
 
-def _bits(values):
-    """Exactly, where NaN is NaN."""
-    return [struct.pack("<d", value) for value in values]
+def _by_step(series):
+    """Values exactly, where NaN is NaN."""
+    return {step: struct.pack("<d", value) for step, value in series}
+
+
+def _those_left(wanted, found):
+    """Of a curve of Lightning's own, which it logs after the checkpoint of that step: a kill in between loses the point.
+
+    With twenty kills that may happen to one or two.
+    """
+    assert len(found) >= len(wanted) - 2
+    return {step: value for step, value in wanted.items() if step in found}
 
 
 # Files as a kill, a full disk or a bad one leaves them.
