@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from report_tables import put_between_markers
 from reproduce_complexity import BETA, CONTROL, NOISE, PARTS, REGULARISERS, SIZES, TASKS
 
 Result = dict[str, Any]
@@ -321,15 +322,7 @@ def write(folder: Path, size: str, report: Path) -> None:
         "order": order(results, size),
         "claims": claims(results),
     }
-    path = report / "complexity.md"
-    text = path.read_text() if path.exists() else "\n".join(f"<!-- {name} -->\n<!-- end -->\n" for name in tables)
-    for name, lines in tables.items():
-        print("\n".join([*lines, ""]))
-        before, _, rest = text.partition(f"<!-- {name} -->\n")
-        _, end, after = rest.partition("<!-- end -->")
-        text = before + f"<!-- {name} -->\n" + "\n".join(lines) + "\n" + end + after
-    report.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    put_between_markers(report / "complexity.md", tables)
     figures = {
         "curves": curves_figure(only(everything, (*TASKS, CONTROL), REGULARISERS)),
         "lengths": lengths_figure(results),

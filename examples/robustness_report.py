@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from report_tables import put_between_markers
 from reproduce_robustness import EVERY, METHODS, SETTINGS, Cell, prepare
 
 Run = dict[str, Any]
@@ -347,15 +348,7 @@ def write(folder: Path, report: Path) -> None:
         "signals": signals_table(runs),
         "laws": laws_table(runs),
     }
-    path = report / "robustness.md"
-    text = path.read_text() if path.exists() else "\n".join(f"<!-- {name} -->\n<!-- end -->\n" for name in tables)
-    for name, lines in tables.items():
-        print("\n".join([*lines, ""]))
-        before, _, rest = text.partition(f"<!-- {name} -->\n")
-        _, end, after = rest.partition("<!-- end -->")
-        text = before + f"<!-- {name} -->\n" + "\n".join(lines) + "\n" + end + after
-    report.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    put_between_markers(report / "robustness.md", tables)
     figures = {"accuracy": accuracy_figure, "commutativity": commutativity_figure, "signals": signals_figure}
     for name, draw in figures.items():
         draw(runs).savefig(report / f"robustness_{name}.png", dpi=90)

@@ -62,8 +62,8 @@ class CircuitComplexityMonitor(Monitor):
         fraction: Probability of pruning a weight, in (0, 1].
         repeats: Number of masks.
         seed: Seed of the masks, the same at every step.
-        num_samples: Training samples of the probe that are looked at, at most its size. On three trained networks other 128
-            samples moved a value by 1 to 7%, other masks by 6 to 45%.
+        num_samples: Training samples of the probe that are looked at, at most its size. On three networks in training
+            values of other 128 samples deviated by 1 to 10%, of other masks by 4 to 15% (benchmarks/results/precision.md).
         memory_limit: Bytes that a batched pass may take.
         **kwargs: See :class:`~grok_callbacks.Monitor`.
 

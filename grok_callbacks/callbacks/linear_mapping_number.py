@@ -32,9 +32,9 @@ class LinearMappingNumberMonitor(Monitor):
     samples. It rises while a network memorises, and falls while it compresses.
 
     So that it can be left on, the default takes 32 samples and looks at 3 inner points of each segment instead of 19, as a
-    Gauss-Lobatto rule for the sums over all of them. On trained multilayer perceptrons and a transformer that moved the number
-    by less than 4.5% (5 inner points: 2.5%), where other 32 samples move it by 2 to 7%. For the paper's number set
-    ``quadrature=None`` and more samples.
+    Gauss-Lobatto rule for the sums over all of them. On two multilayer perceptrons and a transformer in training that moved the
+    number by up to 5.1% (5 inner points: 1.7%), where numbers of other 32 samples deviate by 1 to 6%
+    (benchmarks/results/precision.md). For the paper's number set ``quadrature=None`` and more samples.
 
     The meaningful layer is the first hidden one, after its activation. From the last post-activation layer on a network is
     linear, and the number is 1. The number depends on how many samples it is taken over: compare values at one ``num_samples``.

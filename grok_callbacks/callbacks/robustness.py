@@ -67,8 +67,8 @@ class RobustnessMonitor(Monitor):
         noise_scale: Standard deviation of the noise; by default the paper's, 0.1 on inputs and 0.4 on embeddings.
         num_samples: Training samples of the probe that are looked at, at most its size. Entropies grow with their number, and
             the cost with its cube: compare values at one ``num_samples``.
-        num_draws: Number of draws of noise. The means of two were within 0.02 nats of those of many on three trained networks.
-        gradient_probes: Number of random probes of the gradient. One, the same at every step, gave it to 1 to 6% on these.
+        num_draws: Number of draws of noise. On three networks in training means of two were within 0.012 nats of those of 32.
+        gradient_probes: Number of random probes of the gradient. One, the same at every step, gave it to 4.5% there.
         seed: Seed of noise and probes.
         **kwargs: See :class:`~grok_callbacks.Monitor`.
 

@@ -75,8 +75,8 @@ def linear_connectivity(
         quadrature: Evaluate ``function`` at this many inner points of each segment, fewer than those between its ends, which
             with their weights stand for the sums over all ``num_interpolation`` values of t: the Gauss-Lobatto rule of those,
             exact for polynomials of a degree up to twice this number and one. ``None``: at every one. With 5 the linear
-            mapping numbers of small trained networks came within 2.5% of those of all 19, with 3 within 4.5%, with 2
-            within 15%.
+            mapping numbers of small trained networks came within 1.7% of those of all 19, with 3 within 5.1%, with 2
+            within 13.1% (benchmarks/results/precision.md).
         memory_limit: Bytes that a chunk of segments may take, the activations inside ``function`` included; one segment
             at a time if even that takes more. The result and :math:`f(x)` of the N points come on top.
         rank: Which share of the pairs to measure.
