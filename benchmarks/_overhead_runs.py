@@ -1,23 +1,29 @@
-"""One run, in a process of its own: its time, the callbacks' share of it, and its peak memory."""
+"""One run, in a process of its own: its time, the callbacks' share of it, and its peak memory; and several taking turns."""
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import re
+import signal
+import subprocess
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import IO, Any
 
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
+import grok_callbacks.recorder
 from benchmarks._overhead_tasks import TASKS
 from grok_callbacks import default_callbacks
 from grok_callbacks.callbacks import _session
@@ -31,6 +37,8 @@ def run(name: str, preset: str, steps: int) -> dict[str, Any]:
     torch.manual_seed(0)
     module, data = TASKS[name].make()
     spent = _clocked()
+    # The monitors' own clocks as well: they would go on while the process is stopped.
+    grok_callbacks.recorder.time = SimpleNamespace(perf_counter=time.process_time)  # type: ignore[attr-defined]
     callbacks = [] if preset == "none" else default_callbacks(preset)  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
@@ -38,19 +46,72 @@ def run(name: str, preset: str, steps: int) -> dict[str, Any]:
             val_check_interval=TASKS[name].validate_every, check_val_every_n_epoch=None, enable_checkpointing=False,
             enable_model_summary=False, enable_progress_bar=False, log_every_n_steps=10, num_sanity_val_steps=0,
         )  # fmt: skip
-        clock, cpu = time.perf_counter(), time.process_time()
+        cpu = time.process_time()
         trainer.fit(module, data)
-        clock, cpu = time.perf_counter() - clock, time.process_time() - cpu
+        cpu = time.process_time() - cpu
     recorder = callbacks[0]._recorder if callbacks else None
     return {
-        "clock": clock,
         "cpu": cpu,
         "spent": spent[0],
         "peak": _peak(),
         "measurements": {slot.monitor.label: slot.measurements for slot in recorder._slots} if recorder is not None else {},
         "seconds": recorder.seconds if recorder is not None else {},
         "weights": float(sum(parameter.double().sum() for parameter in module.parameters())),
+        "process": time.process_time(),
     }
+
+
+def take_turns(name: str, presets: Sequence[str], steps: int) -> list[dict[str, Any]]:
+    """The same run with each preset, all processes stopped but one, a second each: a slow minute of the machine meets all.
+
+    Returns:
+        What each run gave, and as ``core`` the share of a core that it had in its turns.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    with ExitStack() as stack:
+        processes = []
+        for preset in presets:
+            errors = stack.enter_context(tempfile.TemporaryFile("w+"))
+            command = [sys.executable, "-m", __spec__.name, name, preset, str(steps)]
+            process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True)
+            stack.callback(process.kill)
+            process.send_signal(signal.SIGSTOP)
+            processes.append((process, errors))
+        turns = [0.0] * len(processes)
+        while any(process.poll() is None for process, _ in processes):
+            for number, (process, _) in enumerate(processes):
+                turns[number] += _turn(process)
+        return [
+            {**result, "core": result["process"] / turn}
+            for result, turn in zip((_result(*process) for process in processes), turns, strict=True)
+        ]
+
+
+def _turn(process: subprocess.Popen[str], seconds: float = 1.0) -> float:
+    """Let a stopped process run for so long or to its end; how long it had."""
+    if process.poll() is not None:
+        return 0.0
+    start = time.perf_counter()
+    process.send_signal(signal.SIGCONT)
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGSTOP)
+    return time.perf_counter() - start
+
+
+def _result(process: subprocess.Popen[str], errors: IO[str]) -> dict[str, Any]:
+    assert process.stdout is not None
+    return read_result(process.stdout.read(), errors)
+
+
+def read_result(output: str, errors: IO[str]) -> Any:
+    """What a process of the benchmark printed last."""
+    lines = [line for line in output.splitlines() if line.startswith("RESULT ")]
+    if not lines:
+        errors.seek(0)
+        raise RuntimeError(f"A run gave no result:\n{errors.read()[-2000:]}")
+    return json.loads(lines[-1].removeprefix("RESULT "))
 
 
 def _peak() -> float:

@@ -2,10 +2,11 @@
 
 ``python -m benchmarks.overhead --output benchmarks/results/overhead.md``
 
-Each run is a fit in a process of its own, the presets taking turns, from one seed and with the default schedule: the trained
-weights must come out the same to the last bit. Times are CPU time of the fit, which other work on the machine disturbs less
-than the clock. The comparison of one process with another is still disturbed by it, so the share of the fit that was spent in
-the callbacks is printed as well, for which no second run is needed. Peak memory is the largest resident set of the process.
+Each run is a fit in a process of its own, from one seed and with the default schedule: the trained weights must come out the
+same to the last bit. The run without callbacks and the runs with each preset take turns of a second, so that whatever slows
+the machine slows all alike, and times are CPU time of the fit. How far two equal runs come apart that way is measured, too,
+and the share of the fit that was spent in the callbacks, for which no second run is needed. Peak memory is the largest
+resident set of the process.
 
 ``--peers PYTHON`` names the interpreter of an environment with WeightWatcher, devinterp or cockpit-for-pytorch, which are
 called on the same networks. ``--results FILE`` keeps finished runs, so that an interrupted benchmark goes on. ``--quick`` does
@@ -19,6 +20,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ import torch
 from benchmarks._common import markdown, parser, publish
 from benchmarks._overhead_growth import PROBES, SEQUENCE, SHAPES, Cost, exponent, measure
 from benchmarks._overhead_peers import PEERS
+from benchmarks._overhead_runs import read_result, take_turns
 from benchmarks._overhead_tasks import TASKS
 from grok_callbacks import LogSpaced
 from grok_callbacks.callbacks.presets import PRESETS
@@ -37,6 +40,8 @@ BARS = {"economy": 1.02, "standard": 1.05, "full": 1.15}
 #: And memory.
 MEMORY_BAR = 1.1
 _NONE = "none"
+#: Steps of two equal runs.
+_CONTROL = 5_000
 
 
 def main() -> None:
@@ -53,8 +58,10 @@ def main() -> None:
     steps = {name: 200 if arguments.quick else task.steps for name, task in TASKS.items()}
     for repeat in range(0 if arguments.table else arguments.repeats):
         for name in TASKS:
-            for preset in (_NONE, *PRESETS):
-                done.get(f"run {name} {steps[name]} {preset} {repeat}", lambda n=name, p=preset: _run(n, p, steps[n]))
+            if repeat == 0:
+                short = min(steps[name], _CONTROL)
+                done.get(f"control {name}", lambda n=name, s=short: take_turns(n, (_NONE, _NONE), s))
+            done.get(f"runs {name} {steps[name]} {repeat}", lambda n=name: take_turns(n, (_NONE, *PRESETS), steps[n]))
         if repeat == 0:
             _peers_and_growth(done, arguments)
     parts = [
@@ -89,17 +96,12 @@ class _Results:
         return {name.removeprefix(prefix): value for name, value in self.values.items() if name.startswith(prefix)}
 
 
-def _in_process(python: Path | str, module: str, *words: str) -> Any:
+def _in_process(python: Path, module: str, *words: str) -> Any:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
-    done = subprocess.run([str(python), "-m", module, *words], env=environment, capture_output=True, text=True, check=False)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    if not lines:
-        raise RuntimeError(f"{module} {' '.join(words)} gave no result:\n{done.stderr[-2000:]}")
-    return json.loads(lines[-1].removeprefix("RESULT "))
-
-
-def _run(name: str, preset: str, steps: int) -> Any:
-    return _in_process(sys.executable, "benchmarks._overhead_runs", name, preset, str(steps))
+    with tempfile.TemporaryFile("w+") as errors:
+        command = [str(python), "-m", module, *words]
+        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True, check=False)
+        return read_result(done.stdout, errors)
 
 
 def _peers_and_growth(done: _Results, arguments: Any) -> None:
@@ -130,31 +132,37 @@ def _introduction(steps: dict[str, int]) -> str:
 def _whole_runs(done: _Results, steps: dict[str, int], repeats: int) -> str:
     rows = []
     for name in TASKS:
-        bare = _finished(done, f"run {name} {steps[name]} {_NONE} ", repeats)
-        for preset in (_NONE, *PRESETS):
-            runs = _finished(done, f"run {name} {steps[name]} {preset} ", repeats)
+        turns = [done.values[key] for key in (f"runs {name} {steps[name]} {n}" for n in range(repeats)) if key in done.values]
+        bare = [runs[0] for runs in turns]
+        for number, preset in enumerate((_NONE, *PRESETS)):
+            runs = [each[number] for each in turns]
             if any(run["weights"] != bare[0]["weights"] for run in runs):
                 raise RuntimeError(f"{preset} changed the training of {name}.")
             rows.append([name, preset, len(runs), *_row(preset, runs, bare, steps[name])])
     header = [
-        "run", "preset", "runs", "CPU s", "measurements", "ms each", "in training steps (allowed)",
-        "time ratio, paired (range)", "1 + share in callbacks", "clock ratio", "peak MB (ratio)", "met", "met from steps",
+        "run", "preset", "runs", "CPU s", "measurements", "ms each", "in training steps (allowed)", "time ratio",
+        "of each pair", "1 + share in callbacks", "peak MB (ratio)", "met", "met from steps",
     ]  # fmt: skip
     return markdown(header, rows) + "\n\n" + _disturbance(done) + "\n\n" + _LIMITS
 
 
 def _disturbance(done: _Results) -> str:
-    """How much of the machine the runs had: on an idle one, all of a core."""
-    shares = sorted(run["cpu"] / run["clock"] for run in done.under("run ").values())
+    """How far equal runs come apart, and how much of the machine the runs had: on an idle one, all of a core."""
+    cores = sorted(run["core"] for runs in done.under("runs ").values() for run in runs)
+    apart = ", ".join(
+        f"{second['cpu'] / first['cpu']:.3f} ({name})" for name, (first, second) in done.under("control ").items()
+    )
     return (
-        f"The fits had {shares[0]:.0%} to {shares[-1]:.0%} of a core; the rest went to other work, which slows CPU time too: "
-        "two runs without callbacks differ by as much as the range in the rows of *none*. So go by *1 + share in callbacks*."
+        f"Time ratio of two runs without callbacks, {_CONTROL:,} steps in turns: {apart}. In their turns the processes had "
+        f"{cores[0]:.0%} to {cores[-1]:.0%} of a core."
     )
 
 
-_LIMITS = """*1 + share in callbacks* is time with over time without, within one run: CPU time of the fit over what of it was
-not spent in the callbacks' hooks (drawing samples, measuring, figures and writing to TensorBoard included); *met* and *met
-from steps* go by it. *Allowed* are the training steps that a measurement may cost for the bar to be met at this length.
+_LIMITS = """*Time ratio* is CPU time of the fit over that of the run without callbacks with which it took turns, the median of
+the pairs. *1 + share in callbacks* is the same within one run: CPU time of the fit over what of it was not spent in the
+callbacks' hooks (drawing samples, measuring, figures and writing to TensorBoard included). *Met* goes by the larger of both;
+*ms each*, *allowed* (the training steps that a measurement may cost for the bar to be met at this length) and *met from steps*
+too.
 
 What limits it: a measurement's work does not shrink with the model or the batch. It begins with passes over 256 training and
 256 validation samples, about as many as two batches of these runs; the standard preset adds 1,488 samples for the linear
@@ -165,35 +173,25 @@ Published runs of these kinds have 40,000 steps (addition modulo 113) to 100,000
 steps* the presets cost more than the bar; `budget=0.05` then caps it, by measuring less often."""
 
 
-def _finished(done: _Results, prefix: str, repeats: int) -> list[Any]:
-    return [done.values[f"{prefix}{repeat}"] for repeat in range(repeats) if f"{prefix}{repeat}" in done.values]
-
-
 def _row(preset: str, runs: Sequence[Any], bare: Sequence[Any], steps: int) -> list[Any]:
     cpu = statistics.median(run["cpu"] for run in runs)
-    peak = min(run["peak"] for run in runs)
+    peak = max(run["peak"] for run in runs)
     if preset == _NONE:
-        # How far apart two runs of the same are.
-        spread = [run["cpu"] / bare[0]["cpu"] for run in runs]
-        return [f"{cpu:.1f}", 0, "", "", f"1 ({min(spread):.2f} to {max(spread):.2f})", 1, 1, f"{peak:.0f}", "", ""]
-    # An interrupted benchmark may have one more of the first than of the last.
-    ratios = [run["cpu"] / other["cpu"] for run, other in zip(runs, bare, strict=False)]
-    clocks = [run["clock"] / other["clock"] for run, other in zip(runs, bare, strict=False)]
-    memory = peak / min(run["peak"] for run in bare)
+        return [f"{cpu:.1f}", 0, "", "", 1, "", 1, f"{peak:.0f}", "", ""]
+    ratios = [run["cpu"] / other["cpu"] for run, other in zip(runs, bare, strict=True)]
+    paired = statistics.median(ratios)
     inside = statistics.median(run["cpu"] / (run["cpu"] - run["spent"]) for run in runs)
+    share = max(paired, inside) - 1
+    memory = peak / min(run["peak"] for run in bare)
     count = max(runs[0]["measurements"].values())
-    spent = statistics.median(run["spent"] for run in runs)
     # Speed of the training itself in these very runs.
     pace = statistics.median((run["cpu"] - run["spent"]) / steps for run in runs)
-    met = "time and memory" if inside <= BARS[preset] and memory <= MEMORY_BAR else (
-        "time" if inside <= BARS[preset] else "memory" if memory <= MEMORY_BAR else "neither"
-    )  # fmt: skip
+    each = share * steps * pace / count
+    bars = {"time": share <= BARS[preset] - 1, "memory": memory <= MEMORY_BAR}
     return [
-        f"{cpu:.1f}", count, f"{1000 * spent / count:.1f}",
-        f"{spent / count / pace:.1f} ({(BARS[preset] - 1) * steps / count:.1f})",
-        f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})", f"{inside:.3f}",
-        f"{statistics.median(clocks):.2f}", f"{peak:.0f} ({memory:.2f})", met,
-        _needed(pace, spent / count, BARS[preset] - 1),
+        f"{cpu:.1f}", count, f"{1000 * each:.1f}", f"{each / pace:.1f} ({(BARS[preset] - 1) * steps / count:.1f})",
+        f"{paired:.3f}", ", ".join(f"{ratio:.3f}" for ratio in ratios), f"{inside:.3f}", f"{peak:.0f} ({memory:.2f})",
+        " and ".join(bar for bar, met in bars.items() if met) or "neither", _needed(pace, each, BARS[preset] - 1),
     ]  # fmt: skip
 
 
@@ -208,18 +206,20 @@ def _needed(step: float, measurement: float, share: float) -> str:
 
 
 def _by_monitor(done: _Results, steps: dict[str, int]) -> str:
-    """Clock time of each monitor by measurement."""
-    runs = {name: done.values[f"run {name} {steps[name]} full 0"] for name in TASKS}
+    """CPU time of each monitor by measurement."""
+    runs = {name: _first(done, name, steps)["full"] for name in TASKS}
     labels = sorted({label for run in runs.values() for label in run["seconds"]})
     rows = []
     for label in labels:
         cells = [_milliseconds(run["seconds"].get(label), run["measurements"].get(label)) for run in runs.values()]
         rows.append([label, *cells])
     rows.sort(key=lambda row: -sum(float(cell) for cell in row[1:] if cell))
-    # The monitors' own clocks tell the time, of which other processes had their part.
-    busy = {name: run["cpu"] / run["clock"] for name, run in runs.items()}
-    note = "Clock time; of it this process had " + ", ".join(f"{share:.0%} ({name})" for name, share in busy.items()) + "."
-    return markdown(["ms a measurement", *runs], rows) + "\n\n" + note
+    return markdown(["CPU ms a measurement", *runs], rows)
+
+
+def _first(done: _Results, name: str, steps: dict[str, int]) -> dict[str, Any]:
+    """The first run with each preset."""
+    return dict(zip((_NONE, *PRESETS), done.values[f"runs {name} {steps[name]} 0"], strict=True))
 
 
 def _milliseconds(seconds: float | None, count: int | None) -> str:
@@ -229,7 +229,7 @@ def _milliseconds(seconds: float | None, count: int | None) -> str:
 def _beside_peers(done: _Results, steps: dict[str, int]) -> str:
     rows: list[list[Any]] = []
     for preset in PRESETS:
-        runs = [done.values[f"run {name} {steps[name]} {preset} 0"] for name in TASKS]
+        runs = [_first(done, name, steps)[preset] for name in TASKS]
         rows.append([f"{preset} preset"] + [f"{1000 * run['spent'] / max(run['measurements'].values()):.0f}" for run in runs])
     words = {
         "weightwatcher": "WeightWatcher {}: `analyze()`",

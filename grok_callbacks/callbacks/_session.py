@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -369,15 +371,18 @@ class Session:
             return
         switched_off = self.recorder.switched_off if self.recorder is not None else []
         for monitor in self.monitors:
-            if monitor.label in switched_off:
-                continue
-            try:
-                figures = {f"{monitor.prefix}/{key}": figure for key, figure in monitor.figures().items()}
-            except Exception as error:
-                warnings.warn(f"{monitor.label} could not draw its figure: {type(error).__name__}: {error}", stacklevel=2)
-                continue
-            for logger in loggers:
-                self._try(logger, lambda logger=logger, figures=figures: _loggers.add_figures(logger, figures, step))
+            if monitor.label not in switched_off:
+                with _swept():
+                    self._publish_figures_of(monitor, loggers, step)
+
+    def _publish_figures_of(self, monitor: Monitor, loggers: Sequence[Any], step: int) -> None:
+        try:
+            figures = {f"{monitor.prefix}/{key}": figure for key, figure in monitor.figures().items()}
+        except Exception as error:
+            warnings.warn(f"{monitor.label} could not draw its figure: {type(error).__name__}: {error}", stacklevel=3)
+            return
+        for logger in loggers:
+            self._try(logger, lambda logger=logger: _loggers.add_figures(logger, figures, step))
 
     def _working_loggers(self) -> list[Any]:
         return [logger for logger in self.trainer.loggers if id(logger) not in self._broken_loggers]
@@ -394,6 +399,23 @@ class Session:
                 f"{type(logger).__name__} failed and gets no more measurements: {type(origin).__name__}: {origin}",
                 stacklevel=2,
             )
+
+
+@contextmanager
+def _swept() -> Iterator[None]:
+    """Free at once what becomes garbage within.
+
+    A figure is a web of references to itself, which python's collector would find only when it next searches everything. Held
+    back, it has all of that in its youngest generation.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.collect(0)
+        if was_enabled:
+            gc.enable()
 
 
 def _origin(error: BaseException) -> BaseException:

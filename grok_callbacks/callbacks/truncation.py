@@ -10,8 +10,7 @@ from torch import Tensor
 from grok_callbacks._compat import MisconfigurationException
 from grok_callbacks.callbacks._last_layer import class_labels
 from grok_callbacks.callbacks.monitor import Monitor
-from grok_callbacks.functional import truncate_spectrum
-from grok_callbacks.functional.early_signs import check_shares
+from grok_callbacks.functional.early_signs import check_shares, cut_to_share, leading_directions
 from grok_callbacks.snapshot import ModelView, Snapshot
 
 __all__ = ["TruncationMonitor"]
@@ -36,7 +35,8 @@ class TruncationMonitor(Monitor):
 
     It is no verdict by itself: with weight decay it also falls a little on random labels.
 
-    Cost: the eigenvectors of each matrix's Gram matrix, and a forward pass of the probe for each share.
+    Cost: the eigenvectors of each matrix's Gram matrix, and for each share a product and a forward pass of the probe.
+    Memory: a copy of the matrices at a time.
     Source: our own.
 
     Args:
@@ -82,12 +82,11 @@ class TruncationMonitor(Monitor):
 
     def measure(self, snapshot: Snapshot) -> Mapping[str, float | Tensor]:
         """Loss and accuracy for each share."""
-        cut: list[dict[str, Tensor]] = [{} for _ in self.shares]
-        for name in self._names:
-            for weights, weight in zip(cut, truncate_spectrum(snapshot.weights[name], self.shares), strict=True):
-                weights[name] = weight
+        directions = {name: leading_directions(snapshot.weights[name]) for name in self._names}
         values: dict[str, float | Tensor] = {}
-        for share, weights in zip(self.shares, cut, strict=True):
+        # One share at a time: the cut weights are a copy of the network's.
+        for share in self.shares:
+            weights = {name: cut_to_share(snapshot.weights[name], found, share) for name, found in directions.items()}
             run = snapshot.forward(weights=weights)
             logits, targets = snapshot.view.probe.align(run.logits, snapshot.batch().targets)
             values[f"truncation/loss/{share:g}"] = snapshot.loss_of(logits, targets)

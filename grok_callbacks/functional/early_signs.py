@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ def truncate_spectrum(weight: Tensor, shares: Sequence[float]) -> list[Tensor]:
         ValueError: If ``weight`` has fewer than two dimensions, is complex or empty, or a share is out of range.
 
     Cost:
-        The eigenvectors of the smaller side's Gram matrix, in float64, and two products for each share.
+        The eigenvectors of the smaller side's Gram matrix, in float64, and a product for each share.
 
     Source:
         Our own.
@@ -44,27 +45,55 @@ def truncate_spectrum(weight: Tensor, shares: Sequence[float]) -> list[Tensor]:
         (tensor([3., 0., 0.]), tensor([3., 2., 0.]))
     """
     check_shares(shares)
+    directions = leading_directions(weight)
+    return [cut_to_share(weight, directions, share) for share in shares]
+
+
+class Directions(NamedTuple):
+    """The singular directions of a matrix on its smaller side, most important first: what :func:`cut_to_share` needs.
+
+    Attributes:
+        vectors: (k, k), k the smaller side; a column for each direction. NaN if the matrix isn't finite.
+        held: (k,), the squared norm that the first directions hold together, relative to any.
+    """
+
+    vectors: Tensor
+    held: Tensor
+
+
+def leading_directions(weight: Tensor) -> Directions:
+    """Prepare :func:`truncate_spectrum` for several shares of a weight, to be cut one at a time.
+
+    Raises:
+        ValueError: If ``weight`` has fewer than two dimensions, is complex or empty.
+    """
     matrix = to_double(flatten_matrix(weight))
     if not matrix.numel():
         raise ValueError(f"weight is empty: shape {tuple(weight.shape)}")
+    tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
     largest = matrix.abs().amax()
     if not torch.isfinite(largest):
-        return [torch.full_like(weight, math.nan) for _ in shares]
+        unknown = matrix.new_full((tall.shape[1], tall.shape[1]), math.nan)
+        return Directions(unknown, unknown[0])
     # Scaled, so that no square overflows or vanishes; all zeros stay so.
-    scaled = matrix / largest.clamp(min=torch.finfo(matrix.dtype).tiny)
+    tall = tall / largest.clamp(min=torch.finfo(matrix.dtype).tiny)
     # The Gram matrix of the smaller side: its eigenvectors are the directions, at a third of an SVD's price.
-    tall = scaled if scaled.shape[0] >= scaled.shape[1] else scaled.T
-    squares, directions = (each.flip(-1) for each in torch.linalg.eigh(tall.T @ tall))
-    held = squares.clamp(min=0).cumsum(0)
-    cut = []
-    for share in shares:
-        if share == 1:
-            cut.append(weight.clone())
-            continue
-        kept = directions[:, : int((held < share * held[-1]).sum()) + 1]
-        part = (tall @ kept) @ kept.T * largest
-        cut.append((part if tall is scaled else part.T).reshape(weight.shape).to(weight.dtype))
-    return cut
+    squares, vectors = (each.flip(-1) for each in torch.linalg.eigh(tall.T @ tall))
+    return Directions(vectors, squares.clamp(min=0).cumsum(0))
+
+
+def cut_to_share(weight: Tensor, directions: Directions, share: float) -> Tensor:
+    """A weight without all but the fewest leading directions that hold a share of its squared norm."""
+    vectors, held = directions
+    if share == 1 and not torch.isnan(held[-1]):
+        return weight.clone()
+    kept = vectors[:, : int((held < share * held[-1]).sum()) + 1]
+    # As precise as the network that the weight goes into, which is quicker for a large one than float64.
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    projection = (kept @ kept.T).to(dtype)
+    matrix = flatten_matrix(weight).to(dtype)
+    cut = matrix @ projection if matrix.shape[0] >= matrix.shape[1] else projection @ matrix
+    return cut.reshape(weight.shape).to(weight.dtype)
 
 
 def check_shares(shares: Sequence[float]) -> None:

@@ -26,6 +26,8 @@ _SUM_NOISE = 4.0
 _ROUNDING_NOISE = 0.5
 # Bytes of activations per CPU thread that stay in its cache, where larger chunks are slower as well as bigger.
 _CACHE = 6 * 2**20
+# Rows from which on a product by oneDNN is worth having it loaded.
+_MANY_ROWS = 4096
 # Chunks whose indices are worked out, and whose results are written, at a time.
 _BLOCK = 16
 # Squares of float32 values within these bounds, and of their rounding errors, neither overflow nor vanish.
@@ -285,13 +287,16 @@ class _Segments:
         quadrature: int | None,
         limit: int,
     ) -> None:
-        head, self.body, self.readout = _split(function)
+        times, weights = _rule(num_interpolation, quadrature)
+        num_pairs = len(points) * (len(points) - 1) // 2
+        # oneDNN takes some 7 MB when it is first used, for what a few rows win by it.
+        self.multiply = _linear if num_pairs * (len(times) - 2) >= _MANY_ROWS else nn.functional.linear
+        head, self.body, self.readout = _split(function, self.multiply)
         ends = head(points.clone())  # the first layers may work in place
         self.format = ends.dtype
         # Half precision has too few digits to interpolate in; the function still gets its own format.
         self.ends = ends.to(torch.promote_types(ends.dtype, torch.float32))
 
-        times, weights = _rule(num_interpolation, quadrature)
         tilt = (times - 0.5) / (weights @ (times - 0.5).square()).sqrt()
         self.times = times[1:-1].to(self.ends).reshape(-1, *[1] * self.ends.ndim)
 
@@ -303,7 +308,6 @@ class _Segments:
         row = footprint.peak // few + 2 * self.ends[0].nbytes + 2 * to_double(probe[0, 0]).nbytes
         target = min(limit, _CACHE * torch.get_num_threads()) if points.device.type == "cpu" else limit
         rows = target // max(row, 1)
-        num_pairs = len(points) * (len(points) - 1) // 2
         self.chunk = max(1, min(rows // (len(times) - 2), num_pairs))
 
         values = torch.cat([self._evaluate(part[None].clone())[0] for part in torch.split(ends, max(1, rows))])
@@ -356,14 +360,14 @@ class _Segments:
             rows = to_double(rows)
         if self.readout is None:
             return rows.reshape(*lead, -1)
-        return _linear(rows, self.readout).reshape(*lead, -1)
+        return self.multiply(rows, self.readout).reshape(*lead, -1)
 
     def _widen(self, values: Tensor) -> Tensor:
         return to_double(values) if self.precise else values.float()
 
 
 def _split(
-    function: Callable[[Tensor], Tensor],
+    function: Callable[[Tensor], Tensor], multiply: Callable[..., Tensor]
 ) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], Tensor | None]:
     """Affine layers that begin a Sequential, what follows, and the weight of a linear layer that ends it."""
     layers = _layers(function)
@@ -376,7 +380,7 @@ def _split(
     readout = None
     if body and _is_plain(body[-1], (nn.Linear,)):
         readout = body.pop().weight
-    return _Chain(head), _Chain(_quickened(body)), readout
+    return _Chain(head), _Chain(_quickened(body, multiply)), readout
 
 
 def _layers(function: Any) -> list[Any] | None:
@@ -394,14 +398,14 @@ def _is_plain(module: Any, types: Iterable[type]) -> bool:
     return type(module) in types and not (module._forward_hooks or module._forward_pre_hooks)
 
 
-def _quickened(layers: list[Any]) -> list[Callable[[Tensor], Tensor]]:
+def _quickened(layers: list[Any], multiply: Callable[..., Tensor]) -> list[Callable[[Tensor], Tensor]]:
     """The same layers, with activations in place where nobody else sees their input, which saves a fresh chunk each."""
     result: list[Callable[[Tensor], Tensor]] = []
     private = True  # the first layer gets a path that is written anew for each chunk
     for layer in layers:
         linear = _is_plain(layer, (nn.Linear,))
         if linear:
-            result.append(partial(_linear, weight=layer.weight, bias=layer.bias))
+            result.append(partial(multiply, weight=layer.weight, bias=layer.bias))
         elif private and _is_plain(layer, _IN_PLACE):
             result.append(_IN_PLACE[type(layer)])
         else:
