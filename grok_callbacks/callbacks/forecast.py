@@ -25,6 +25,7 @@ from grok_callbacks.callbacks.robustness import RobustnessMonitor
 from grok_callbacks.callbacks.spectral_entropy import SpectralEntropyMonitor
 from grok_callbacks.callbacks.truncation import TruncationMonitor
 from grok_callbacks.callbacks.weight_entropy import WeightEntropyMonitor
+from grok_callbacks.forecast._numbers import is_number
 from grok_callbacks.forecast.features import FEATURES, MODES, Mode, extract, phrase
 from grok_callbacks.forecast.model import ForecastModel
 from grok_callbacks.history import History
@@ -181,9 +182,11 @@ class GrokkingForecast(Monitor):
         super().__init__(**kwargs)
         if mode is not None and mode not in MODES:
             raise MisconfigurationException(f"`mode` must be one of {list(MODES)}, got {mode!r}.")
+        if model is not None and not isinstance(model, ForecastModel):
+            raise MisconfigurationException(f"`model` must be a ForecastModel, got a {type(model).__name__}.")
         if model is not None and mode not in (None, model.mode):
             raise MisconfigurationException(f"`mode` is {mode!r}, but `model` was made for mode {model.mode!r}.")
-        if threshold is not None and not 0 < threshold < 1:
+        if threshold is not None and not (is_number(threshold) and 0 < threshold < 1):
             raise MisconfigurationException(f"`threshold` must be a probability between 0 and 1, got {threshold!r}.")
         if on_warning is not None and not callable(on_warning):
             raise MisconfigurationException(f"`on_warning` must be callable, got a {type(on_warning).__name__}.")

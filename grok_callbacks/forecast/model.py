@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from importlib import resources
 from typing import Any
 
+from grok_callbacks.forecast._numbers import require_number, require_whole
 from grok_callbacks.forecast.features import FEATURES, MODES, Mode, extract
 from grok_callbacks.history import Series
 
@@ -19,6 +20,9 @@ _FORMAT = 1
 
 #: A feature further than this from its mean on the calibration runs, in standard deviations, counts as this far.
 _FURTHEST = 3.0
+
+#: Longer than e to this power times the steps so far is as good as never, and a float still holds it.
+_LONGEST = 100.0
 
 
 @dataclass(frozen=True)
@@ -30,12 +34,21 @@ class Term:
         scale: Its standard deviation there.
         log_odds: What one standard deviation adds to the log-odds of grokking.
         log_wait: What one standard deviation adds to the logarithm of the remaining time.
+
+    Raises:
+        ValueError: If one of them is no finite number, or ``scale`` is not positive.
     """
 
     mean: float
     scale: float
     log_odds: float
     log_wait: float
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "scale", "log_odds", "log_wait"):
+            require_number(name, getattr(self, name))
+        if not self.scale > 0:
+            raise ValueError(f"`scale` must be positive, got {self.scale!r}.")
 
     def standardised(self, value: float) -> float:
         """The feature in standard deviations; 0, which is neutral, where it is unknown."""
@@ -92,6 +105,10 @@ class ForecastModel:
         patience: Consecutive measurements that an alarm or a verdict takes.
         calibrated_on: What the coefficients come from.
 
+    Raises:
+        ValueError: If a number is not finite or out of its range, the quantiles are not in order, or there is no such mode or
+            feature.
+
     Example:
         >>> from grok_callbacks import History
         >>> model = ForecastModel.load("train")
@@ -115,6 +132,36 @@ class ForecastModel:
     patience: int
     calibrated_on: str = field(repr=False)
 
+    def __post_init__(self) -> None:
+        _require_mode(self.mode)
+        self._require_terms()
+        require_number("log_odds", self.log_odds)
+        require_number("log_wait", self.log_wait)
+        quantiles = self.wait_quantiles
+        if not isinstance(quantiles, tuple) or len(quantiles) != 3:
+            raise ValueError(f"`wait_quantiles` must be three numbers, got {quantiles!r}.")
+        for number, quantile in enumerate(quantiles):
+            require_number(f"wait_quantiles[{number}]", quantile)
+        if list(quantiles) != sorted(quantiles):
+            raise ValueError(f"`wait_quantiles` must be in order, got {quantiles!r}.")
+        require_number("threshold", self.threshold, 0, 1)
+        require_number("hopeless", self.hopeless, 0, 1)
+        require_number("hopeless_after", self.hopeless_after, 0)
+        require_whole("wait", self.wait, 0)
+        require_whole("patience", self.patience, 1)
+        if not isinstance(self.calibrated_on, str):
+            raise ValueError(f"`calibrated_on` must be a text, got a {type(self.calibrated_on).__name__}.")
+
+    def _require_terms(self) -> None:
+        if not isinstance(self.terms, Mapping) or not all(isinstance(term, Term) for term in self.terms.values()):
+            raise ValueError("`terms` must be a Term for each feature by name.")
+        unknown = sorted(str(name) for name in self.terms if name not in FEATURES)
+        if unknown:
+            raise ValueError(f"`terms` has the features {unknown}, which this version does not know.")
+        unread = sorted(name for name in self.terms if MODES.index(FEATURES[name].mode) > MODES.index(self.mode))
+        if unread:
+            raise ValueError(f"`terms` has the features {unread}, which mode {self.mode!r} does not read.")
+
     @classmethod
     def load(cls, mode: Mode = "inputs") -> ForecastModel:
         """The model that ships with the package.
@@ -122,8 +169,7 @@ class ForecastModel:
         Raises:
             ValueError: If there is no such mode.
         """
-        if mode not in MODES:
-            raise ValueError(f"`mode` must be one of {list(MODES)}, got {mode!r}.")
+        _require_mode(mode)
         return _shipped(mode)
 
     @classmethod
@@ -131,21 +177,13 @@ class ForecastModel:
         """The model that :meth:`to_json` wrote.
 
         Raises:
-            ValueError: If the text is no such model, or one of features that this version does not know.
+            ValueError: If the text is no such model; it says which field is wrong: one that is missing or has no place there, a
+                number that is none or out of its range, a feature that this version does not know.
         """
         try:
-            data = json.loads(text)
-            if data.pop("format") != _FORMAT:
-                raise ValueError("another format")
-            terms = {name: Term(**term) for name, term in data.pop("terms").items()}
-            quantiles = tuple(float(value) for value in data.pop("wait_quantiles"))
-            model = cls(terms=terms, wait_quantiles=quantiles, **data)  # type: ignore[arg-type]
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"`text` is no forecast model: {error}.") from error
-        unknown = sorted(set(terms) - set(FEATURES))
-        if unknown or model.mode not in MODES or len(quantiles) != 3:
-            raise ValueError(f"`text` is no forecast model of this version: it has the features {unknown}.")
-        return model
+            return cls(**_read(text))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ValueError(f"`text` is no forecast model of this version: {error}") from error
 
     def to_json(self) -> str:
         """The model as text that a person can read."""
@@ -167,7 +205,8 @@ class ForecastModel:
             if self.terms[name].log_odds and name not in missing
         }
         log_wait = self.log_wait + sum(self.terms[name].log_wait * z for name, z in standardised.items())
-        lower, median, upper = (max(step, 1) * (1 + math.exp(log_wait + quantile)) for quantile in self.wait_quantiles)
+        waits = (min(log_wait + quantile, _LONGEST) for quantile in self.wait_quantiles)
+        lower, median, upper = (max(step, 1) * (1 + math.exp(wait)) for wait in waits)
         return Prediction(
             probability=_sigmoid(self.log_odds + sum(added.values())),
             lower=lower,
@@ -186,6 +225,48 @@ class ForecastModel:
 def _shipped(mode: Mode) -> ForecastModel:
     text = resources.files("grok_callbacks.forecast").joinpath(f"{mode}.json").read_text(encoding="utf-8")
     return ForecastModel.from_json(text)
+
+
+def _require_mode(mode: Any) -> None:
+    if mode not in MODES:
+        raise ValueError(f"`mode` must be one of {list(MODES)}, got {mode!r}.")
+
+
+def _read(text: str) -> dict[str, Any]:
+    """A model's settings from its text, where all are there and none besides; their values are the constructors' to check."""
+    data: dict[str, Any] = json.loads(text)
+    _require_fields("the model", data, {"format", *(each.name for each in fields(ForecastModel))})
+    written = data.pop("format")
+    if written is True or written != _FORMAT:
+        raise ValueError(f"`format` must be {_FORMAT}, got {written!r}.")
+    _require_object("`terms`", data["terms"])
+    data["terms"] = {name: _read_term(name, term) for name, term in data["terms"].items()}
+    if isinstance(data["wait_quantiles"], list):
+        data["wait_quantiles"] = tuple(data["wait_quantiles"])
+    return data
+
+
+def _read_term(name: str, data: Any) -> Term:
+    where = f"`terms[{name!r}]`"
+    _require_fields(where, data, {each.name for each in fields(Term)})
+    try:
+        return Term(**data)
+    except ValueError as error:
+        raise ValueError(f"in {where}, {error}") from error
+
+
+def _require_fields(where: str, data: Any, names: set[str]) -> None:
+    _require_object(where, data)
+    missing, unknown = sorted(names - data.keys()), sorted(data.keys() - names)
+    if missing:
+        raise ValueError(f"{where} lacks {missing}.")
+    if unknown:
+        raise ValueError(f"{where} has no place for {unknown}.")
+
+
+def _require_object(where: str, data: Any) -> None:
+    if not isinstance(data, dict):
+        raise ValueError(f"{where} must be an object, got a {type(data).__name__}.")
 
 
 def _sigmoid(value: float) -> float:

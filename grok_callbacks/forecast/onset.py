@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
+from grok_callbacks.forecast._numbers import require_number, require_whole
+
 __all__ = ["EVENTS", "PHASES", "OnsetTracker", "Outcome", "Phase", "Thresholds", "phase_at"]
 
 #: What a run turned out to be (Liu et al. 2022, arXiv 2205.10343).
@@ -37,7 +39,7 @@ class Thresholds:
         delay_ratio: Generalising this many times later than memorising is grokking; sooner is comprehension.
 
     Raises:
-        ValueError: If a threshold cannot be reached in the given mode.
+        ValueError: If a threshold cannot be reached in the given mode, or is no finite number.
     """
 
     memorized: float = 0.99
@@ -52,8 +54,10 @@ class Thresholds:
     def __post_init__(self) -> None:
         if self.mode not in ("max", "min"):
             raise ValueError(f"`mode` must be 'max' or 'min', got {self.mode!r}.")
-        if self.patience < 1:
-            raise ValueError(f"`patience` must be at least 1, got {self.patience!r}.")
+        for name in ("memorized", "target", "chance", "onset", "generalized"):
+            require_number(name, getattr(self, name))
+        require_number("delay_ratio", self.delay_ratio, 0)
+        require_whole("patience", self.patience, 1)
         if not self.sign * self.target > self.sign * self.chance:
             raise ValueError(f"`target` {self.target} is no better than `chance` {self.chance} with mode {self.mode!r}.")
         if not 0 < self.onset < 1 or not 0 < self.generalized <= 1:

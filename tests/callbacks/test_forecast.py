@@ -452,6 +452,7 @@ def test_modes(monkeypatch, mode, measured, expected):
     ("kwargs", "message"),
     [
         ({"mode": "label"}, "`mode`"), ({"threshold": 0.0}, "`threshold`"), ({"threshold": 93}, "`threshold`"),
+        ({"threshold": "0.9"}, "`threshold`"), ({"threshold": float("nan")}, "`threshold`"), ({"model": "{}"}, "`model`"),
         ({"on_warning": 3}, "`on_warning`"), ({"mode": "inputs", "model": model()}, "`mode` is 'inputs', but"),
     ],
 )  # fmt: skip

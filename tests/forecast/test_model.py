@@ -96,15 +96,93 @@ def test_text_is_plain_and_round():
     assert json.loads(text)["terms"]["time"] == {"mean": 1.0, "scale": 1.0, "log_odds": 0.25, "log_wait": -0.25}
 
 
+def test_far_out_models_have_a_limit():
+    prediction = made(log_wait=1e9, log_odds=-1e9).predict({"norm.since": -1.0, "time": 2.0}, step=10**6)
+    assert prediction.probability == 0.0
+    assert 10**6 < prediction.lower <= prediction.upper < math.inf
+
+
 @pytest.mark.parametrize(
-    "text",
-    ["", "[]", "null", "{}", '{"format": 2}', made().to_json().replace("norm.since", "norm.sins"), made().to_json()[:-20],
-     made().to_json().replace('"train"', '"trains"'), made().to_json().replace('"patience": 2', '"patients": 2'),
-     made(wait_quantiles=(0.0, 1.0)).to_json()],
+    ("text", "said"),
+    [
+        ("", "Expecting value"), ("[]", "an object, got a list"), ("null", "an object"), ("{}", "lacks .*'format'"),
+        ('{"format": 1}', "lacks .*'calibrated_on'"), (made().to_json()[:-20], "column"), ("[" * 100_000, "recursion"),
+        (made().to_json().replace("norm.since", "norm.sins"), "`terms` .*'norm.sins'.* not know"),
+        (made().to_json().replace("norm.since", "validation_loss.since"), "`terms` .*mode 'train' does not read"),
+        (made().to_json().replace('"train"', '"trains"'), "`mode`"), (made().to_json().replace('"train"', "[]"), "`mode`"),
+        (made().to_json().replace('"patience": 2', '"patients": 2'), r"lacks \['patience'\]"),
+        (made().to_json().replace('"patience": 2', '"patience": 2, "more": 1'), r"no place for \['more'\]"),
+        (made().to_json().replace('"scale": 0.5', '"scales": 0.5'), r"`terms\['norm.since'\]` lacks \['scale'\]"),
+    ],
 )  # fmt: skip
-def test_damaged_text(text):
-    with pytest.raises(ValueError, match="no forecast model"):
+def test_damaged_text(text, said):
+    assert_refused(text, said)
+
+
+def assert_refused(text, said):
+    with pytest.raises(ValueError, match=f"`text` is no forecast model of this version: .*{said}"):
         ForecastModel.from_json(text)
+
+
+def leaves(value, *path):
+    if isinstance(value, dict | list):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from leaves(item, *path, key)
+    else:
+        yield path
+
+
+def changed(path, value):
+    """The shipped model's text with one value replaced."""
+    data = json.loads(ForecastModel.load("labels").to_json())
+    *way, last = path
+    place = data
+    for key in way:
+        place = place[key]
+    place[last] = value
+    return json.dumps(data)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, None, [], {}, True, 1e308, -1e308, 10**400, "1"], ids=repr)
+def test_every_value_of_a_file_is_checked(value):
+    paths = list(leaves(json.loads(ForecastModel.load("labels").to_json())))
+    assert len(paths) > 100
+    for path in paths:
+        if path != ("calibrated_on",) or not isinstance(value, str):
+            # The innermost name, where it is one.
+            assert_refused(changed(path, value), f"`{next(key for key in reversed(path) if isinstance(key, str))}")
+
+
+@pytest.mark.parametrize("whole", ["terms", "wait_quantiles"])
+@pytest.mark.parametrize("value", [None, 1, "text", [], {"time": 1}, [[1]], [0.0, 1.0]], ids=repr)
+def test_every_list_of_a_file_is_checked(whole, value):
+    assert_refused(changed((whole,), value), f"`{whole}")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("threshold", -0.1), ("threshold", 1.1), ("hopeless", -0.1), ("hopeless", 1.1), ("hopeless_after", -1.0),
+        ("wait", -1), ("wait", 2.5), ("patience", 0), ("patience", 2.5), ("wait_quantiles", [0.0, -1.0, 1.0]),
+    ],
+)  # fmt: skip
+def test_values_out_of_their_range(name, value):
+    assert_refused(changed((name,), value), f"`{name}`")
+    with pytest.raises(ValueError, match=f"`{name}`"):
+        made(**{name: tuple(value) if isinstance(value, list) else value})
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0])
+def test_no_feature_is_divided_by_nothing(scale):
+    assert_refused(changed(("terms", "time", "scale"), scale), r"`terms\['time'\]`, `scale` must be positive")
+
+
+@pytest.mark.parametrize(
+    "terms", [None, [], {"time": (1.0, 1.0, 1.0, 1.0)}, {"nothing": Term(0, 1, 1, 1)}, {1: Term(0, 1, 1, 1)}]
+)
+def test_terms_that_are_none(terms):
+    with pytest.raises(ValueError, match="`terms`"):
+        made(terms=terms)
 
 
 def test_no_such_mode():

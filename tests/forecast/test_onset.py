@@ -119,7 +119,9 @@ def test_levels(thresholds, onset, generalized):
     [
         {"mode": "up"}, {"patience": 0}, {"target": 0.1, "chance": 0.1}, {"target": 0.1, "chance": 0.5}, {"onset": 0.0},
         {"mode": "min", "target": 1.0, "chance": 0.5}, {"onset": 1.0}, {"generalized": 0.0}, {"generalized": 1.5},
-        {"target": math.nan}, {"chance": math.nan},
+        {"target": math.nan}, {"chance": math.nan}, {"memorized": math.nan}, {"onset": math.nan}, {"delay_ratio": math.nan},
+        {"memorized": math.inf}, {"target": math.inf}, {"delay_ratio": -1.0}, {"patience": 1.5}, {"patience": math.nan},
+        {"memorized": "0.9"}, {"target": None}, {"patience": "2"}, {"patience": True}, {"onset": [0.2]}, {"memorized": True},
     ],
 )  # fmt: skip
 def test_thresholds_that_cannot_be_reached(wrong):
