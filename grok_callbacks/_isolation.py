@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import random
 import sys
-from collections import OrderedDict
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from copy import copy
 from functools import partial
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from grok_callbacks._sharding import reshard, unfinished_pass_forgotten
+from grok_callbacks._sharding import is_sharded, reshard, unfinished_pass_forgotten
 
 __all__ = ["afresh", "fingerprint", "isolated_rng", "observing", "untouched"]
 
@@ -54,7 +57,7 @@ def isolated_rng(*owners: object, seed: int | None = None) -> Iterator[None]:
 
 @contextmanager
 def untouched(model: nn.Module, *, seed: int) -> Iterator[None]:
-    """Let code look at ``model`` as it pleases: afterwards gradients, modes and random-number states are as they were.
+    """Let code look at ``model``, in eval mode: afterwards gradients, modes and random-number states are as they were.
 
     Gradients are out of sight meanwhile, so a backward pass inside adds nothing to those that training has accumulated.
 
@@ -65,6 +68,8 @@ def untouched(model: nn.Module, *, seed: int) -> Iterator[None]:
     reshard(model)
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     with isolated_rng(seed=seed), torch.inference_mode(False), _restored_modes(model):
+        # A parametrised weight is computed when it is read, and spectral normalisation then moves on unless in eval mode.
+        _to_eval_mode(model)
         for parameter, gradient in gradients:
             if gradient is not None:
                 parameter.grad = None
@@ -109,7 +114,8 @@ def observing(model: nn.Module, *, grad: bool = False) -> Iterator[None]:
     """Run ``model`` in eval mode, eagerly and in its own precision, and leave it exactly as it was.
 
     Args:
-        model: The module to look at; its modes and buffers come back bit for bit, whatever its forward does to them.
+        model: The module to look at; its modes, buffers and attributes come back, and weights that its forward writes to,
+            bit for bit. What it logs with ``self.log`` meanwhile is dropped.
         grad: Whether autograd records. Parameters get no gradients as long as ``torch.autograd.grad`` is used.
     """
     with ExitStack() as stack:
@@ -124,10 +130,11 @@ def observing(model: nn.Module, *, grad: bool = False) -> Iterator[None]:
         generators = _generators_of_modules(model)
         stack.enter_context(_same_draws(generators) if _kept else isolated_rng(*generators))
         stack.enter_context(_restored_buffers(model))
+        stack.enter_context(_restored_attributes(model))
+        stack.enter_context(_restored_weights(model))
         stack.enter_context(_restored_modes(model))
-        # The flag itself: ``train()`` and ``eval()`` may be overridden to do more, and freezing recipes set modules apart.
-        for module in model.modules():
-            _set_training(module, False)
+        _to_eval_mode(model)
+        _mute(model)
         yield
 
 
@@ -221,6 +228,12 @@ def _restored_modes(model: nn.Module) -> Iterator[None]:
             _set_training(module, training)
 
 
+def _to_eval_mode(model: nn.Module) -> None:
+    # The flag itself: ``train()`` and ``eval()`` may be overridden to do more, and freezing recipes set modules apart.
+    for module in model.modules():
+        _set_training(module, False)
+
+
 def _set_training(module: nn.Module, training: bool) -> None:
     # Modules take a microsecond to set an attribute, of which a deep one has hundreds.
     if module.training != training:
@@ -247,6 +260,159 @@ def _restored_buffers(model: nn.Module) -> Iterator[None]:
                 # Sparse tensors cannot be compared.
                 if buffer.layout is not torch.strided or not torch.equal(buffer, copy):
                     buffer.copy_(copy)
+
+
+# What modules keep outside of parameters and buffers: a counter, a state carried from batch to batch, a metric.
+
+_LARGEST_COPY = 2**16
+_CONTAINERS = frozenset({list, dict, set, deque, OrderedDict, defaultdict, Counter})
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+
+
+@contextmanager
+def _restored_attributes(model: nn.Module) -> Iterator[None]:
+    """Give modules their attributes back; of lists, dicts and the like their members, of small tensors their values.
+
+    Large tensors and containers are not copied for each pass: of a list what was appended is taken off.
+    """
+    kept = [(module, *_attributes(module)) for module in model.modules() if not _is_of_torch(module)]
+    try:
+        yield
+    finally:
+        for module, attributes, refill in kept:
+            present = vars(module)
+            for key in present.keys() - attributes.keys() - _OF_EVERY_MODULE:
+                del present[key]
+            for key, value in attributes.items():
+                if present.get(key, _MISSING) is not value:
+                    present[key] = value
+            for put_back in refill:
+                put_back()
+
+
+_MISSING = object()
+
+
+def _is_of_torch(module: nn.Module) -> bool:
+    """Layers of torch set no attribute in their forward pass."""
+    return type(module).__module__.startswith("torch.nn.modules.")
+
+
+def _attributes(module: nn.Module) -> tuple[dict[str, Any], list[Callable[[], object]]]:
+    attributes = {key: value for key, value in vars(module).items() if key not in _OF_EVERY_MODULE}
+    refill = []
+    for value in attributes.values():
+        kind = type(value)
+        if kind in _CONTAINERS:
+            refill.append(_refiller(value))
+        elif kind is Tensor and value.layout is torch.strided and value.numel() <= _LARGEST_COPY:
+            refill.append(partial(_rewrite, value, value.detach().clone()))
+    return attributes, refill
+
+
+def _refiller(container: Any) -> Callable[[], object]:
+    if len(container) > _LARGEST_COPY:
+        return partial(_shorten, container, len(container)) if isinstance(container, list) else _nothing
+    return partial(_refill, container, copy(container), _small_tensors(container))
+
+
+def _small_tensors(container: Any) -> list[tuple[Tensor, Tensor]]:
+    members = container.values() if isinstance(container, dict) else container
+    return [(each, each.detach().clone()) for each in members if type(each) is Tensor and each.numel() <= _LARGEST_COPY]
+
+
+def _refill(container: Any, members: Any, tensors: Sequence[tuple[Tensor, Tensor]]) -> None:
+    # The order too, but only where something has changed: most never do.
+    if list(map(id, container)) != list(map(id, members)) or (isinstance(container, dict) and _differ(container, members)):
+        container.clear()
+        container.extend(members) if isinstance(container, (list, deque)) else container.update(members)
+    for tensor, value in tensors:
+        _rewrite(tensor, value)
+
+
+def _differ(one: Mapping[Any, Any], other: Mapping[Any, Any]) -> bool:
+    return any(one[key] is not other[key] for key in other)
+
+
+def _shorten(container: list[Any], length: int) -> None:
+    del container[length:]
+
+
+def _nothing() -> None:
+    pass
+
+
+def _rewrite(tensor: Tensor, value: Tensor) -> None:
+    if tensor.shape == value.shape and not torch.equal(tensor, value):
+        with torch.no_grad(), _unsafe_preserve_version_counter((tensor,)):
+            tensor.copy_(value)
+
+
+def _mute(model: nn.Module) -> None:
+    # In the instance's attributes, which are restored: what a LightningModule logs in its forward is not of training.
+    for module in model.modules():
+        if hasattr(type(module), "log_dict"):
+            vars(module).update(log=_log_nothing, log_dict=_log_nothing)
+
+
+def _log_nothing(*_: Any, **__: Any) -> None:
+    pass
+
+
+# Weights that the forward pass itself writes to, as a layer does that keeps them at unit length: by the outermost module.
+_written: WeakKeyDictionary[nn.Module, list[nn.Parameter]] = WeakKeyDictionary()
+
+
+@contextmanager
+def _restored_weights(model: nn.Module) -> Iterator[None]:
+    """Give weights back what the pass writes to them. The first pass finds out which, so that later ones copy no others."""
+    first = model not in _written and not is_sharded(model)
+    candidates = [each for each in (model.parameters() if first else _written.get(model, ())) if not each.is_inference()]
+    if not candidates:
+        yield
+        return
+    # The version counter comes back too, so that it tells of real writes.
+    with _unsafe_preserve_version_counter(tuple(candidates)):
+        copies = {} if first else {parameter: parameter.detach().clone() for parameter in candidates}
+        try:
+            with _CopyOnWrite(candidates, copies) if first else nullcontext():
+                yield
+        finally:
+            for parameter, value in copies.items():
+                _rewrite(parameter, value)
+            _written[model] = list(copies)
+
+
+class _CopyOnWrite(TorchDispatchMode):
+    """Copies parameters right before an operation that writes to their memory."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter], copies: dict[nn.Parameter, Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._copies = copies
+        # Several may lie in one piece of memory, such as those of a recurrent layer.
+        self._owners: dict[int, list[nn.Parameter]] = defaultdict(list)
+        for parameter in parameters:
+            if _has_memory(parameter):
+                self._owners[parameter.untyped_storage().data_ptr()].append(parameter)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        for position, argument in enumerate(func._schema.arguments if func._schema.is_mutable else ()):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                value = args[position] if position < len(args) else kwargs.get(argument.name)
+                for tensor in value if isinstance(value, (list, tuple)) else [value]:
+                    self._keep(tensor)
+        return func(*args, **kwargs)
+
+    def _keep(self, value: Any) -> None:
+        if isinstance(value, Tensor) and _has_memory(value):
+            for owner in self._owners.get(value.untyped_storage().data_ptr(), ()):
+                if owner not in self._copies:
+                    self._copies[owner] = owner.detach().clone()
+
+
+def _has_memory(tensor: Tensor) -> bool:
+    return tensor.layout is torch.strided and tensor.device.type != "meta" and tensor.untyped_storage().nbytes() > 0
 
 
 # Random-number generators that objects keep to themselves.
