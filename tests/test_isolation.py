@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import random
+from collections import deque
 
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import LightningModule
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
+from torchmetrics import MeanMetric
 
 from grok_callbacks._isolation import fingerprint, isolated_rng, observing, untouched
 
@@ -192,3 +196,123 @@ def test_a_thorough_fingerprint_tells_of_any_change(dtype):
     model.buffer.data[1, 1] = 1
     assert fingerprint(model, thorough=True) != before
     assert fingerprint(model, thorough=False) == fingerprint(model, thorough=False)
+
+
+class Restless(nn.Module):
+    """Changes in its forward pass whatever a module may keep outside of parameters and buffers."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+        self.calls = 0
+        self.state = None
+        self.seen, self.last = [torch.zeros(2)], deque([1, 2], maxlen=2)
+        self.table = {"a": 1, "t": torch.ones(2)}
+        self.total = torch.zeros(())
+        self.mean = MeanMetric()
+        self.log_of_many = list(range(100_000))
+        self.mean.update(2.0)
+
+    def forward(self, x):
+        self.calls += 1
+        self.state = (x,)
+        self.new = x
+        self.seen[0] += 1
+        self.seen.append(x)
+        self.last.append(3)
+        self.table["a"], self.table["b"] = 2, 3
+        self.table["t"].mul_(2)
+        self.total += 1
+        self.mean.update(5.0)
+        self.log_of_many.append(0)
+        return self.layer(x)
+
+
+def contents(module):
+    return (
+        module.calls, module.state, hasattr(module, "new"), [each.tolist() for each in module.seen], list(module.last),
+        {key: torch.as_tensor(value).tolist() for key, value in module.table.items()}, float(module.total),
+        float(module.mean.compute()), module.mean.update_count, len(module.log_of_many),
+    )  # fmt: skip
+
+
+def test_observing_gives_attributes_back():
+    module = Restless()
+    before, objects = contents(module), [id(module.seen), id(module.table), id(module.total), id(module.mean.mean_value)]
+    with observing(module):
+        module(torch.ones(4, 3))
+        assert contents(module) != before
+        assert module.calls == 1
+    assert contents(module) == before
+    assert [id(module.seen), id(module.table), id(module.total), id(module.mean.mean_value)] == objects
+
+
+def test_observing_lets_the_log_of_a_module_rest():
+    class Logging(LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 2)
+
+        def forward(self, x):
+            self.log("mean", x.mean())
+            self.log_dict({"sum": x.sum()})
+            return self.layer(x)
+
+    outer = nn.Sequential(Logging())
+    with observing(outer):
+        outer(torch.ones(4, 3))  # Without a Trainer a log would raise.
+    assert "log" not in vars(outer[0])
+    assert outer[0].log.__func__ is LightningModule.log
+
+
+class Unit(nn.Linear):
+    """Keeps its weight at unit length, as layers of prototypes do, in one of several ways."""
+
+    def __init__(self, way):
+        super().__init__(3, 2)
+        self.way = way
+
+    def forward(self, x):
+        with torch.no_grad():
+            unit = nn.functional.normalize(self.weight, dim=-1)
+            if self.way == "copy":
+                self.weight.copy_(unit)
+            elif self.way == "out":
+                torch.mul(unit, 1, out=self.weight)
+            elif self.way == "foreach":
+                torch._foreach_mul_([self.weight.data, self.bias], 0.5)
+            else:
+                self.weight.data.div_(self.weight.norm(dim=-1, keepdim=True))
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("way", ["copy", "out", "foreach", "data"])
+def test_observing_gives_weights_back_that_the_forward_pass_writes_to(way):
+    model = nn.Sequential(nn.Linear(3, 3), Unit(way))
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    versions = fingerprint(model, thorough=True)
+    for _ in range(3):
+        with observing(model):
+            model(torch.ones(4, 3))
+            assert not torch.equal(model[1].weight, before[2])
+        assert all(torch.equal(now, then) for now, then in zip(model.parameters(), before, strict=True))
+        assert fingerprint(model, thorough=True) == versions
+    # What training wrote meanwhile is what comes back.
+    with torch.no_grad():
+        model[1].weight.fill_(2.0)
+    with observing(model):
+        model(torch.ones(4, 3))
+    assert (model[1].weight == 2).all()
+
+
+@pytest.mark.parametrize("position", [0, 2])
+def test_looking_at_a_weight_of_spectral_norm_moves_nothing(position):
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    spectral_norm(model[position])
+    model.train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with untouched(model, seed=0):
+        model[position].weight  # noqa: B018 - computed when it is read
+        assert not model[position].training
+    assert model[position].training
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
