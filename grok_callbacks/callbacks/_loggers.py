@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from grok_callbacks import _fits
 from grok_callbacks.measures import QUESTIONS, group_by_chart
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["add_figures", "add_layout", "add_texts", "excuse", "flush", "holds_figures", "layout", "mark_resumed"]
+__all__ = ["add_figures", "add_layout", "add_texts", "excuse", "flush", "holds_figures", "layout", "mark_begun", "mark_ended"]
 
 
 _USUAL_PREFIX = "grok"
@@ -77,18 +78,22 @@ def excuse(logger: Any) -> None:
     logger.finalize = finalize_once
 
 
-def mark_resumed(loggers: Iterable[Any], step: int) -> None:
-    """Tell TensorBoard that the run goes on from ``step``: what an interrupted process logged later than that is dropped.
+def mark_begun(logger: Any, step: int) -> None:
+    """Tell TensorBoard where a fit begins, and that what an interrupted one logged later than that is to be dropped.
 
-    At step 0 only where an earlier process has been at work in the folder: it was interrupted before its first checkpoint.
+    A run that goes on from a checkpoint continues one that was interrupted. So does a run from step 0 whose forerunner in the
+    same folder never came to its end; a run that did end keeps its curves.
     """
-    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+    writer = _tensorboard(logger)
+    if writer is not None:
+        _fits.mark_begun(writer, step, goes_on=step > 0 or _fits.was_interrupted(Path(writer.log_dir)))
 
-    for logger in loggers:
-        writer = _tensorboard(logger)
-        if writer is not None and (step > 0 or len(list(Path(writer.log_dir).glob("events.out.tfevents.*"))) > 1):
-            event = Event(step=step + 1, session_log=SessionLog(status=SessionLog.START))
-            writer._get_file_writer().add_event(event, step + 1)
+
+def mark_ended(logger: Any, step: int) -> None:
+    """Note that a fit has come to its end, for those that follow in the same folder."""
+    writer = _tensorboard(logger)
+    if writer is not None:
+        _fits.mark_ended(writer, step)
 
 
 def add_texts(logger: Any, texts: Mapping[str, str], step: int) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import math
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +17,7 @@ from torch.utils._pytree import tree_flatten
 
 from grok_callbacks._compat import Callback, MisconfigurationException
 from grok_callbacks._distributed import Ranks
+from grok_callbacks._drawing import Drawing
 from grok_callbacks._isolation import isolated_rng
 from grok_callbacks.callbacks import _loggers
 from grok_callbacks.callbacks._bar import BarWithStatus
@@ -95,7 +98,8 @@ class Session:
             monitor.prepare_to_go_on(self.trainer.global_step)
         self.recorder = Recorder(self.trainer.lightning_module, self.monitors)
         self._drawn = {probe: self._draw(number, probe) for number, probe in enumerate(self.recorder.probes)}
-        _loggers.mark_resumed(self.trainer.loggers, self.trainer.global_step)
+        for logger in self._working_loggers():
+            self._try(logger, lambda logger=logger: _loggers.mark_begun(logger, self.trainer.global_step))
         if not self.trainer.enable_validation:
             self._warn_of_waiting_for_validation()
         self._bar = BarWithStatus.on(self.trainer)
@@ -168,6 +172,8 @@ class Session:
             if self._drawn_at != self.recorder.last_step:
                 self._publish_figures(self.trainer.global_step)
             self._publish_texts(self._texts, self.trainer.global_step)
+        for logger in self._working_loggers():
+            self._try(logger, lambda logger=logger: _loggers.mark_ended(logger, self.trainer.global_step))
         self.flush()
 
     def fail(self, exception: BaseException) -> None:
@@ -205,16 +211,37 @@ class Session:
         def sample() -> Batch | None:
             if getattr(probe, split) is not None or loaders is None:
                 return probe.sample(split)
-            batches = _draw_structure(probe, loaders)
-            return None if batches is None else probe.join([self._transfer(batch) for batch in batches])
+            drawing = _draw_structure(probe, loaders, _most_batches(self.trainer, split))
+            if drawing is None:
+                return None
+            return probe.join([self._transfer(batch, split) for batch in drawing.batches], drawing.size)
 
         return self._from_first(sample)
 
-    def _transfer(self, batch: Any) -> Any:
+    def _transfer(self, batch: Any, split: Split) -> Any:
         """What the Trainer does to a batch before the module sees it, the user's transfer hooks included."""
-        with isolated_rng(seed=0), torch.inference_mode(False), torch.no_grad():
+        with isolated_rng(seed=0), torch.inference_mode(False), torch.no_grad(), self._stage_of(split):
             batch = self.trainer.precision_plugin.convert_input(batch)
             return self.trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+
+    @contextmanager
+    def _stage_of(self, split: Split) -> Iterator[None]:
+        """Validation samples meet the Trainer and the module as in a validation: hooks may augment in training only."""
+        if split == "train":
+            yield
+            return
+        stage = self.trainer.state.stage
+        modes = [(module, module.training) for module in self.trainer.lightning_module.modules()]
+        try:
+            self.trainer.validating = True
+            for module, _ in modes:
+                # The flag itself: ``eval()`` may be overridden to do more.
+                module.training = False
+            yield
+        finally:
+            self.trainer.state.stage = stage
+            for module, training in modes:
+                module.training = training
 
     def _from_first(self, draw: Callable[[], Drawn]) -> Drawn:
         """Rank 0's samples on all ranks, or its error: an exception on one rank would leave the others waiting."""
@@ -455,6 +482,8 @@ class _Gathering:
         self.number = number
         self.samples = samples
         self.is_complete = False
+        # Decided by the size of the first batch, as what an interrupted run had is by that run's.
+        self._size = samples.asked if isinstance(samples, Batch) else probe.size
 
     def take(self, batch: Any) -> None:
         """Copy a batch's samples, unless there are enough."""
@@ -462,8 +491,10 @@ class _Gathering:
             return
         before = self.samples if isinstance(self.samples, Batch) else None
         try:
-            self.samples = self.probe.join([batch], before)
-            self.is_complete = len(self.samples) == self.probe.size
+            if self._size is None:
+                self._size = self.probe.size_by(len(self.probe.join([batch], sys.maxsize)))
+            self.samples = self.probe.join([batch], self._size, before)
+            self.is_complete = len(self.samples) == self._size
         except ValueError as error:
             self.is_complete = True
             if before is None:
@@ -482,15 +513,31 @@ def _loaders(trainer: Trainer, split: Split) -> Any:
     return next(iter(combined.flattened), None) if combined._mode == "sequential" else combined.iterables
 
 
-def _draw_structure(probe: Probe, loaders: Any) -> list[Any] | None:
+def _most_batches(trainer: Trainer, split: Split) -> float:
+    """How many batches of a loader are used before it begins again."""
+    loop: Any = trainer.fit_loop if split == "train" else trainer.fit_loop.epoch_loop.val_loop
+    counts = [loop.max_batches] if split == "train" else loop.max_batches
+    combined = loop._combined_loader
+    # Of loaders that run one after the other, the first is looked at.
+    counts = counts[:1] if combined is not None and combined._mode == "sequential" else counts
+    return max(counts, default=math.inf) or math.inf
+
+
+def _draw_structure(probe: Probe, loaders: Any, most_batches: float) -> Drawing | None:
     """Raw batches from a loader, or one batch in the structure of several loaders."""
     if isinstance(loaders, Mapping):
-        drawn = {key: _draw_structure(probe, loader) for key, loader in loaders.items()}
-        return None if None in drawn.values() else [{key: batches[0] for key, batches in drawn.items() if batches}]
+        drawn = {key: _draw_structure(probe, loader, most_batches) for key, loader in loaders.items()}
+        return _in_structure(list(drawn.values()), lambda batches: dict(zip(drawn, batches, strict=True)))
     if isinstance(loaders, (list, tuple)):
-        parts = [_draw_structure(probe, loader) for loader in loaders]
-        return None if None in parts else [[batches[0] for batches in parts if batches]]
-    return probe.draw(loaders) if hasattr(loaders, "dataset") else None
+        return _in_structure([_draw_structure(probe, loader, most_batches) for loader in loaders], list)
+    return probe.draw(loaders, most_batches) if hasattr(loaders, "dataset") else None
+
+
+def _in_structure(parts: Sequence[Drawing | None], join: Callable[[list[Any]], Any]) -> Drawing | None:
+    drawn = [part for part in parts if part is not None]
+    if len(drawn) < len(parts) or not drawn:
+        return None
+    return Drawing([join([part.batches[0] for part in drawn])], max(part.size for part in drawn))
 
 
 def is_plain(batch: Batch) -> bool:

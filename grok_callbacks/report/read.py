@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from grok_callbacks._fits import begins_anew
 from grok_callbacks.history import History
 
 __all__ = ["find_run", "read_run"]
@@ -20,8 +21,9 @@ def read_run(path: str | Path) -> History:
         path: The run's folder, or a folder above it that holds no other run.
 
     Returns:
-        Every series by tag. A step that was written twice, as after a resume, has its later value. Of a file that was cut off
-        when its process was killed, all that is complete; of a damaged one, what comes before the damage, with a warning.
+        Every series by tag. A step that was written twice, as after a resume, has its later value; of several fits in one
+        folder, the last one's series are there. Of a file that was cut off when its process was killed, all that is complete;
+        of a damaged one, what comes before the damage, with a warning.
 
     Raises:
         ValueError: If there is no such folder, no run in it, or several.
@@ -66,8 +68,8 @@ def _read_events(folder: Path) -> History:
     # By time, not by name: of two processes that began in one second, the names tell nothing.
     for events in sorted(filter(None, loaded), key=lambda events: events[0].wall_time):
         for event in events:
-            if event.HasField("session_log") and event.session_log.status == event.session_log.START:
-                # The run goes on from here: what an interrupted process logged later than that no longer holds.
+            if begins_anew(event):
+                # The run goes on from here, or another one begins: what was logged later than that no longer holds.
                 history = history.until(event.step - 1)
             for value in event.summary.value:
                 # Some writers say only once what a tag is.
