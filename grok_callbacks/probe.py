@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import random
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
-from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
+from grok_callbacks._drawing import EMPTY, Drawing, default_size, draw
 from grok_callbacks._isolation import isolated_rng
 
 __all__ = ["IGNORE_INDEX", "SPLITS", "Batch", "Probe", "Split"]
@@ -25,7 +25,6 @@ SPLITS: tuple[Split, Split] = ("train", "validation")
 #: Targets with this value are left out, as ``torch.nn.functional.cross_entropy`` does.
 IGNORE_INDEX = -100
 
-_EMPTY = "The probe's data are empty."
 _TARGET_KEYS = ("labels", "label", "targets", "target", "y")
 
 
@@ -35,6 +34,8 @@ class Batch:
 
     inputs: Any
     targets: Any = None
+    #: How many samples were asked for when these were taken, if anybody did; there are fewer if the data hold no more.
+    asked: int | None = None
 
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Batch:
         """A copy on ``device``, floating inputs in ``dtype``; integers keep theirs."""
@@ -47,7 +48,7 @@ class Batch:
             floating = isinstance(value, Tensor) and value.is_floating_point()
             return value.to(dtype) if floating and dtype is not None else value
 
-        return Batch(tree_map(convert, self.inputs), tree_map(move, self.targets))
+        return Batch(tree_map(convert, self.inputs), tree_map(move, self.targets), self.asked)
 
     def __len__(self) -> int:
         leaves = [leaf for leaf in tree_flatten(self.inputs)[0] if isinstance(leaf, Tensor) and leaf.ndim > 0]
@@ -63,7 +64,7 @@ class Batch:
             sized = isinstance(value, Tensor) and value.ndim > 0 and len(value) == total
             return value[:size] if sized else value
 
-        return Batch(tree_map(head, self.inputs), tree_map(head, self.targets))
+        return Batch(tree_map(head, self.inputs), tree_map(head, self.targets), self.asked)
 
 
 # A pure dataclass could not be named by ``class_path`` in a LightningCLI's YAML, so it has a base.
@@ -71,9 +72,11 @@ class Batch:
 class Probe(Hashable):
     """A fixed set of samples that a run is watched through.
 
-    Inside a Trainer the samples come from its own loaders: map-style datasets are indexed directly, since iterating a loader
-    would disturb its workers and its shuffling (of a sampler with ``indices``, such as ``SubsetRandomSampler``, only those);
-    of iterable ones the first batches are kept as they pass by. Rank 0's samples are used on all ranks.
+    Inside a Trainer the samples come from its own loaders. Iterating one would disturb its workers and its shuffling, so a
+    shallow copy of its map-style dataset is indexed instead, at the indices that its sampler comes to; where the same batches
+    come each time and a limit, such as ``overfit_batches``, leaves some out, at theirs alone. Of iterable datasets, and of
+    loaders other than torch's, which may change batches on their way, the first batches are kept as they pass by. Rank 0's
+    samples are used on all ranks.
 
     A batch is understood if it is ``(inputs, targets)``, ``(inputs,)``, a tensor of inputs, or a mapping with the targets under
     ``labels``, ``label``, ``targets``, ``target`` or ``y`` and the inputs under the other keys; one other key is passed to the
@@ -82,7 +85,8 @@ class Probe(Hashable):
     ``(n, T, C)`` or ``(n, C, ...)``, flattened to one row a position; positions whose target is ``-100`` are dropped.
 
     Args:
-        size: Samples of each split; all there are if the data are fewer.
+        size: Samples of each split; all there are if the data are fewer. By default 256, and no more than 16 of the loader's
+            batches hold: the probe goes through the model in one pass.
         seed: Chooses the samples.
         train: Samples to use instead of the Trainer's training data: a map-style dataset, a ``DataLoader`` over one, or one
             batch. Required outside a Trainer by monitors that look at data.
@@ -104,7 +108,7 @@ class Probe(Hashable):
         (torch.Size([10, 4]), torch.Size([10]))
     """
 
-    size: int = 256
+    size: int | None = None
     seed: int = 0
     train: Any = None
     validation: Any = None
@@ -113,14 +117,15 @@ class Probe(Hashable):
     loss: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1:
+        if self.size is not None and (isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1):
             raise ValueError(f"`size` must be a whole number of at least 1, got {self.size!r}.")
 
     def __repr__(self) -> str:
+        size = [] if self.size is None else [f"size={self.size}"]
         given = [
             f"{name}=..." for name in ("train", "validation", "unpack", "forward", "loss") if getattr(self, name) is not None
         ]
-        return f"Probe({', '.join([f'size={self.size}', f'seed={self.seed}', *given])})"
+        return f"Probe({', '.join([*size, f'seed={self.seed}', *given])})"
 
     def _key(self) -> tuple[Any, ...]:
         return (self.size, self.seed, id(self.train), id(self.validation), self.unpack, self.forward, self.loss)
@@ -149,34 +154,50 @@ class Probe(Hashable):
         source = own if own is not None else source
         if source is None:
             return None
-        batches = self.draw(source)
-        if batches is None and own is not None:
-            raise ValueError(f"`{split}` of the Probe is iterable; give a map-style dataset, a DataLoader or a batch.")
-        return None if batches is None else self.join(batches)
+        drawing = self.draw(source)
+        if drawing is None and own is not None:
+            raise ValueError(f"`{split}` of the Probe can only be iterated; give a map-style dataset, a DataLoader or a batch.")
+        return None if drawing is None else self.join(*drawing)
 
-    def draw(self, source: Any) -> list[Any] | None:
-        """Raw batches with about ``size`` samples from a dataset, a loader or a batch; ``None`` if it can only be iterated."""
+    def draw(self, source: Any, most_batches: float = math.inf) -> Drawing | None:
+        """Raw batches with at least as many samples as are asked for, and that number.
+
+        Args:
+            source: A dataset, a loader or a batch.
+            most_batches: How many batches of the loader are used before it begins again.
+
+        Returns:
+            The batches, or ``None`` if the source can only be iterated.
+        """
         # Augmentations draw random numbers. The run must not notice, and a resumed run must get the same samples.
-        with isolated_rng(getattr(source, "dataset", source), seed=self.seed), torch.inference_mode(False), torch.no_grad():
-            return _index(source, self.size, self.seed)
+        with torch.inference_mode(False), torch.no_grad():
+            return draw(source, self.size, self.seed, most_batches)
 
-    def join(self, batches: Sequence[Any], samples: Batch | None = None) -> Batch:
+    def size_by(self, batch_size: float) -> int:
+        """How many samples are asked for of a loader that makes batches of this size."""
+        return default_size(batch_size) if self.size is None else self.size
+
+    def join(self, batches: Sequence[Any], size: int | None = None, samples: Batch | None = None) -> Batch:
         """One detached batch of at most ``size`` samples on the CPU.
 
         Args:
             batches: Raw batches.
+            size: How many samples are asked for; by default the probe's own size, or 256.
             samples: Samples to put before theirs.
 
         Raises:
             ValueError: If a batch is of no form that the probe understands, or the batches don't fit together.
         """
+        size = self.size_by(math.inf) if size is None else size
         # Tensors made in inference mode could not be used for gradients later.
         with isolated_rng(seed=self.seed), torch.inference_mode(False), torch.no_grad():
             unpacked = [self.unpack_batch(batch) for batch in batches]
             joined = _concatenated([*([samples] if samples is not None else []), *unpacked])
-        if len(joined) == 0:
-            raise ValueError(_EMPTY)
-        return joined.first(self.size)
+            if len(joined) == 0:
+                raise ValueError(EMPTY)
+            first = joined.first(size)
+            # Not a piece of a larger tensor, all of which would be kept in memory and in checkpoints.
+            return Batch(_compact(first.inputs), _compact(first.targets), asked=size)
 
     def unpack_batch(self, batch: Any) -> Batch:
         """Split a raw batch into inputs and targets."""
@@ -274,6 +295,15 @@ def _concatenated(parts: Sequence[Batch]) -> Batch:
         ) from error
 
 
+def _compact(values: Any) -> Any:
+    def compact(value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.layout is not torch.strided:
+            return value
+        return value.clone() if value.untyped_storage().nbytes() > value.nbytes else value
+
+    return tree_map(compact, values)
+
+
 def _unpack_mapping(batch: Mapping[str, Any]) -> Batch:
     named = [key for key in _TARGET_KEYS if key in batch]
     if len(named) != 1:
@@ -322,49 +352,3 @@ def _logits_of(output: Any) -> Tensor:
             "Set `forward` of the Probe: a function (model, inputs) -> logits."
         )
     return output
-
-
-def _index(source: Any, size: int, seed: int) -> list[Any] | None:
-    """Raw batches with at least ``size`` samples chosen by ``seed``, or ``None`` if ``source`` can only be iterated."""
-    loader = source if hasattr(source, "dataset") and not isinstance(source, Dataset) else None
-    dataset = loader.dataset if loader is not None else source
-    if not isinstance(dataset, Dataset) and loader is None:
-        return [source]  # One ready batch.
-    if isinstance(dataset, IterableDataset) or not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
-        return None
-    if len(dataset) == 0:
-        raise ValueError(_EMPTY)
-    collate = getattr(loader, "collate_fn", None) or default_collate
-    reachable = _indices_of(loader, len(dataset))
-    # ``sample`` of a range draws without listing it: the data may have billions of samples.
-    places = random.Random(seed).sample(range(len(reachable)), min(size, len(reachable)))
-    indices = [int(reachable[place]) for place in places]
-    if isinstance(loader, DataLoader) and loader.batch_sampler is None:
-        # Without automatic batching each item is a batch of its own.
-        return _whole_batches(dataset, indices, collate, size)
-    items = dataset.__getitems__(indices) if hasattr(dataset, "__getitems__") else [dataset[index] for index in indices]
-    return [collate(items)]
-
-
-def _indices_of(loader: Any, total: int) -> Sequence[int]:
-    """The indices that a loader can come to: where one dataset is split by samplers, the other loader's are not among them."""
-    batch_sampler = getattr(loader, "batch_sampler", None)
-    sampler = getattr(batch_sampler, "sampler", None) or getattr(loader, "sampler", None)
-    # Under DDP Lightning wraps a sampler of the user's as if it were a dataset.
-    sampler = getattr(getattr(sampler, "dataset", None), "_sampler", sampler)
-    indices = getattr(sampler, "indices", None)
-    if indices is not None and len(indices) == 0:
-        raise ValueError(_EMPTY)
-    return range(total) if indices is None else indices
-
-
-def _whole_batches(dataset: Any, indices: Sequence[int], convert: Callable[[Any], Any], size: int) -> list[Any]:
-    batches: list[Any] = []
-    total = 0
-    for index in indices:
-        batches.append(convert(dataset[index]))
-        leaves = [leaf for leaf in tree_flatten(batches[-1])[0] if isinstance(leaf, Tensor) and leaf.ndim > 0]
-        total += len(leaves[0]) if leaves else 1
-        if total >= size:
-            break
-    return batches

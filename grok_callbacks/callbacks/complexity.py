@@ -174,8 +174,11 @@ class ComplexityMonitor(Monitor):
 
     def _is_whole(self, snapshot: Snapshot) -> bool:
         """Whether the probe is the whole training set: as many samples as it is told, or fewer than it was to hold."""
-        held = len(snapshot.view.require_samples("train"))
-        return held < snapshot.view.probe.size if self.num_train_samples is None else held == self.num_train_samples
+        samples = snapshot.view.require_samples("train")
+        held = len(samples)
+        if self.num_train_samples is not None:
+            return held == self.num_train_samples
+        return samples.asked is not None and held < samples.asked
 
     def _counts_everything(self, view: ModelView) -> bool:
         """Whether the description is all that a decoder needs who knows the code of the network."""

@@ -84,8 +84,8 @@ class Monitor(Callback, metaclass=_MonitorType):
     the model before training, ``s`` the weights after ``s`` steps. (Lightning logs its own training curves one step earlier.)
 
     Args:
-        probe: The samples to look at; by default one probe of 256 training and 256 validation samples, shared by all monitors
-            that have none of their own.
+        probe: The samples to look at; by default one probe of 256 training and 256 validation samples (fewer where batches
+            are smaller than 16, see :class:`~grok_callbacks.Probe`), shared by all monitors that have none of their own.
         schedule: When to measure; by default at 20 log-spaced steps a decade, see :class:`~grok_callbacks.LogSpaced`.
         prefix: Goes before each logged key. Two monitors of one class in one Trainer need different ones.
         budget: The largest share of the training time that this monitor may take, such as ``0.01``, or a
@@ -322,16 +322,15 @@ class Monitor(Callback, metaclass=_MonitorType):
             batch = self._recorder.samples(probe)[split]
             if isinstance(batch, Batch) and is_plain(batch):
                 complete = not (split == "train" and self._recorder.is_growing(probe))
-                saved.append(
-                    {"probe": number, "split": split, "inputs": batch.inputs, "targets": batch.targets, "complete": complete}
-                )
+                content = {"inputs": batch.inputs, "targets": batch.targets, "asked": batch.asked}
+                saved.append({"probe": number, "split": split, **content, "complete": complete})
         return saved
 
     def saved_samples(self, number: int, split: Split) -> SavedSamples | None:
         """Samples of a state that was loaded and not yet taken up."""
         for saved in (self._restored or {}).get("samples", ()):
             if (saved["probe"], saved["split"]) == (number, split):
-                return SavedSamples(Batch(saved["inputs"], saved["targets"]), saved["complete"])
+                return SavedSamples(Batch(saved["inputs"], saved["targets"], saved.get("asked")), saved["complete"])
         return None
 
     def prepare_to_go_on(self, step: int) -> None:
