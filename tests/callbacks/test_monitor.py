@@ -240,7 +240,8 @@ def test_combined_loaders(mode, key):
     iterables = loaders if key == 0 else {"a": loaders[0], "b": loaders[1]}
     # Validation loaders run one after the other, and the first is looked at.
     fit([train, validation], Combined(), CombinedLoader(iterables, mode), validation=loaders[::-1])
-    assert len(train.seen[0]) == 16
+    # Of the longer loader, whose order stays the same, the shorter one leaves a batch.
+    assert len(train.seen[0]) == (16 if mode == "max_size_cycle" else 8)
     assert len(validation.seen[0]) == 8
 
 
