@@ -197,7 +197,11 @@ class Recorder:
             growing: Probes whose training samples are not complete yet, see :meth:`set_samples`.
         """
         self._growing = set(growing)
-        ranks = Ranks(ModelView(self.model, Probe()).device)
+        view = ModelView(self.model, Probe())
+        ranks = Ranks(view.device)
+        unfit = [name for name, parameter in view.parameters.items() if parameter.is_complex()]
+        if unfit and ranks.rank == 0:
+            warnings.warn(f"No measure of weights or gradients takes in the complex parameters {unfit}.", stacklevel=2)
         for probe in self.probes:
             given = (samples or {}).get(probe)
             drawn = given if given is not None else {split: _sampled(probe, split) for split in SPLITS}

@@ -97,9 +97,14 @@ class ModelView:
     def matrices(self) -> list[str]:
         """Names of the parameters with at least two dimensions: weights of layers and embeddings, no biases, no gains.
 
-        Those without an entry, such as a layer of no outputs has, are left out.
+        Those without an entry, such as a layer of no outputs has, and complex ones are left out.
         """
-        return [name for name, parameter in self.parameters.items() if parameter.ndim > 1 and parameter.numel()]
+        parameters = self.parameters
+        return [name for name in self._real if parameters[name].ndim > 1 and parameters[name].numel()]
+
+    @property
+    def _real(self) -> list[str]:
+        return [name for name, parameter in self.parameters.items() if not parameter.is_complex()]
 
     @property
     def device(self) -> torch.device:
@@ -108,9 +113,18 @@ class ModelView:
         return parameter.device if parameter is not None else torch.device("cpu")
 
     def select_parameters(self, patterns: str | Sequence[str] | None, argument: str = "parameters") -> list[str]:
-        """Names of the parameters that match, all of them by default."""
-        names = list(self.parameters)
-        return names if patterns is None else select(names, patterns, argument)
+        """Names of the parameters that match, all real ones by default.
+
+        Raises:
+            ValueError: If the patterns match none, or a complex one, which no measure of weights is defined for.
+        """
+        if patterns is None:
+            return self._real
+        chosen = select(list(self.parameters), patterns, argument)
+        unfit = [name for name in chosen if name not in self._real]
+        if unfit:
+            raise ValueError(f"`{argument}`: {unfit} are complex; name real parameters.")
+        return chosen
 
     def select_matrices(self, patterns: str | Sequence[str] | None, argument: str = "parameters") -> list[str]:
         """Names of the matrices that match, all of them by default.

@@ -20,6 +20,7 @@ from grok_callbacks import (
     Budget,
     EveryEpoch,
     EverySteps,
+    GradientCoherenceMonitor,
     GrokkingDetector,
     Monitor,
     NormMonitor,
@@ -646,3 +647,31 @@ def test_a_step_at_which_nothing_is_due_looks_at_nothing():
     recorder.record(0)
     recorder.model = recorder._slots = None
     assert recorder.record(5) == {}
+
+
+def test_complex_parameters_are_left_out_and_said_to_be():
+    class Fourier(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.filter = nn.Parameter(torch.ones(4, 2, dtype=torch.complex64))
+            self.net = mlp()
+
+        def forward(self, x):
+            return self.net(torch.fft.irfft(torch.fft.rfft(x) * self.filter.mean(), n=6))
+
+    model = Fourier()
+    names = [name for name, parameter in model.named_parameters() if not parameter.is_complex()]
+    monitors = [
+        NormMonitor(on_error="raise"),
+        SpectralEntropyMonitor(on_error="raise"),
+        GradientCoherenceMonitor(on_error="raise"),
+    ]
+    with pytest.warns(UserWarning, match=r"complex parameters \['filter'\]") as caught:
+        values = Recorder(model, monitors, data_probe()).record(0)
+    assert len(caught) == 1
+    squares = sum(float(model.get_parameter(name).detach().double().square().sum()) for name in names)
+    assert values["grok/norm"] == pytest.approx(squares**0.5)
+    assert math.isfinite(values["grok/gradient_coherence"])
+    refused = pytest.raises(ValueError, match=r"`parameters`: \['filter'\] are complex")
+    with pytest.warns(UserWarning, match="complex"), refused:
+        Recorder(model, [NormMonitor("filter")], data_probe()).record(0)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -29,10 +31,10 @@ class Counter(nn.Module):
     def __init__(self, model):
         super().__init__()
         self.model = model
-        self.sizes = []
+        self.seen = SimpleNamespace(sizes=[])
 
     def forward(self, x):
-        self.sizes.append(len(x))
+        self.seen.sizes.append(len(x))
         return self.model(x)
 
 
@@ -237,11 +239,11 @@ def test_one_pass_per_split_for_all_that_was_requested():
         snapshot.logits(), snapshot.targets(), snapshot.loss()
         snapshot.activations("model.0"), snapshot.activations("model.1"), snapshot.activations("model.2:input")
         snapshot.logits("validation"), snapshot.activations("model.1", "validation")
-    assert model.sizes == [6, 6]
+    assert model.seen.sizes == [6, 6]
     snapshot.activations("model.2")  # Not asked for beforehand: one more pass.
     snapshot.activations("model.2")
     snapshot.activations("model.0")
-    assert len(model.sizes) == 3
+    assert len(model.seen.sizes) == 3
 
 
 def test_one_spectrum_per_matrix(monkeypatch):

@@ -120,7 +120,7 @@ def gradient_coherence(first: Tensor, second: Tensor) -> Tensor:
         Scalar in [-1, 1], float64; NaN where a gradient is zero or not finite.
 
     Raises:
-        ValueError: If the shapes differ, or the gradients are empty.
+        ValueError: If the shapes differ, or the gradients are empty or complex.
 
     Cost:
         A pass over each.
@@ -143,10 +143,12 @@ def check_gradients(first: Tensor, second: Tensor) -> None:
     """Refuse gradients that are not of the same parameters.
 
     Raises:
-        ValueError: If the shapes differ, or the gradients are empty.
+        ValueError: If the shapes differ, or the gradients are empty or complex.
     """
     if first.shape != second.shape:
         raise ValueError(f"second must have the shape of first, {tuple(first.shape)}, got {tuple(second.shape)}")
+    if first.is_complex() or second.is_complex():
+        raise ValueError("first and second must be real, got complex gradients")
     if not first.numel():
         raise ValueError("first is empty")
 
