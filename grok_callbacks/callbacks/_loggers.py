@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -14,8 +15,22 @@ from grok_callbacks.measures import QUESTIONS, group_by_chart
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["add_figures", "add_layout", "add_texts", "excuse", "flush", "holds_figures", "layout", "mark_begun", "mark_ended"]
+__all__ = [
+    "RESERVE",
+    "add_figures",
+    "add_layout",
+    "add_texts",
+    "excuse",
+    "flush",
+    "holds_figures",
+    "is_short_of_space",
+    "layout",
+    "mark_begun",
+    "mark_ended",
+]
 
+#: MiB of a disk that are left to the run itself: more than all that is ever written at one step.
+RESERVE = 16
 
 _USUAL_PREFIX = "grok"
 
@@ -56,6 +71,23 @@ def _image(key: str, figure: Figure) -> Any:
     width, height = (int(size) for size in figure.bbox.size)
     picture = Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=encoded.getvalue())
     return Summary(value=[Summary.Value(tag=key, image=picture)])
+
+
+def is_short_of_space(logger: Any) -> bool:
+    """Whether the disk that a logger writes on is nearly full.
+
+    What the module logs is little and may find room for long. Were that taken by measurements, its own next value would end the
+    run.
+    """
+    # Loggers of others; what they cannot tell, they are not asked.
+    with suppress(Exception):
+        folder = logger.log_dir if hasattr(logger, "log_dir") else logger.save_dir
+        if folder is not None and "://" not in str(folder):
+            path = Path(folder).absolute()
+            usage = shutil.disk_usage(next(each for each in (path, *path.parents) if each.exists()))
+            # Where the size is unknown, both are zero.
+            return usage.total > 0 and usage.free < RESERVE * 2**20
+    return False
 
 
 def flush(logger: Any) -> None:

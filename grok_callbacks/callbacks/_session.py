@@ -253,7 +253,10 @@ class Session:
             except ValueError as error:
                 result = error
             except Exception as error:
-                result = ValueError(f"Samples for the probe could not be had: {type(error).__name__}: {error}.")
+                result = ValueError(
+                    f"Samples for the probe could not be had: {type(error).__name__}: {error}. "
+                    "Set `train` and `validation` of the Probe to data sets or batches, or `unpack` if that is what failed."
+                )
                 result.__cause__ = error
         return ranks.from_first(result)
 
@@ -415,17 +418,20 @@ class Session:
         return [logger for logger in self.trainer.loggers if id(logger) not in self._broken_loggers]
 
     def _try(self, logger: Any, write: Any) -> None:
-        """A logger that raises (a full disk, a lost connection) costs its own curves, not the run."""
+        """A logger that raises (a lost connection) or soon would (a full disk) costs its own curves, not the run."""
+        name = type(logger).__name__
+        if self.trainer.is_global_zero and _loggers.is_short_of_space(logger):
+            self._broken_loggers.add(id(logger))
+            left = f"less than {_loggers.RESERVE} MiB are left on its disk, and the run may need them"
+            warnings.warn(f"{name} gets no more measurements: {left}.", stacklevel=2)
+            return
         try:
             write()
         except Exception as error:
             self._broken_loggers.add(id(logger))
             _loggers.excuse(logger)
             origin = _origin(error)
-            warnings.warn(
-                f"{type(logger).__name__} failed and gets no more measurements: {type(origin).__name__}: {origin}",
-                stacklevel=2,
-            )
+            warnings.warn(f"{name} failed and gets no more measurements: {type(origin).__name__}: {origin}", stacklevel=2)
 
 
 @contextmanager

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import resource
+import shutil
 import subprocess
 import sys
 import warnings
 
+import lightning.pytorch as L
 import pytest
+import torch
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from grok_callbacks import EverySteps, Monitor, default_callbacks
@@ -36,13 +39,48 @@ def full_after(size):
 
 
 @pytest.fixture
-def tmpfs(tmp_path):
-    """A real disk of 8 KiB, where mounting one is allowed."""
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", tmp_path], capture_output=True, check=False)
-    if done.returncode:
-        pytest.skip("no file system can be mounted here")
-    yield tmp_path
-    subprocess.run(["umount", "--lazy", tmp_path], check=True)
+def disk(tmp_path):
+    """Makes real disks of a size, where mounting one is allowed."""
+    mounted = []
+
+    def make(size):
+        folder = tmp_path / f"disk{len(mounted)}"
+        folder.mkdir()
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True, check=False)
+        if done.returncode:
+            pytest.skip("no file system can be mounted here")
+        mounted.append(folder)
+        return folder
+
+    yield make
+    for folder in mounted:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+class Logs(Plain):
+    """Logs its loss at every step."""
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        self.log("train_loss", loss)
+        return loss
+
+
+class Fills(L.Callback):
+    """Leaves nothing of a disk from a step on."""
+
+    def __init__(self, folder, at):
+        self.folder, self.at = folder, at
+
+    def on_train_batch_start(self, trainer, *args):
+        if trainer.global_step == self.at:
+            with (self.folder / "others").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+                while True:
+                    file.write(b"x" * 4096)
+
+
+def make_logger(make, folder):
+    return CSVLogger(folder, flush_logs_every_n_steps=1) if make is CSVLogger else TensorBoardLogger(folder)
 
 
 def fit_quietly(module, loggers, callbacks=None):
@@ -88,32 +126,92 @@ def assert_everything_is_in(memory, callbacks):
 
 
 @pytest.mark.parametrize("make", [TensorBoardLogger, CSVLogger])
-def test_a_disk_that_is_full(tmpfs, make):
-    module, other = Quiet(), Memory()
-    broken = CSVLogger(tmpfs, flush_logs_every_n_steps=1) if make is CSVLogger else TensorBoardLogger(tmpfs)
-    callbacks, messages = fit_quietly(module, [broken, other])
+@pytest.mark.parametrize("full_at", [0, 10])
+def test_a_disk_that_is_full(disk, make, full_at):
+    folder, other = disk("20m"), Memory()
+    module = Quiet()
+    callbacks = [*default_callbacks("economy", schedule=EverySteps(1)), Fills(folder, full_at)]
+    _, messages = fit_quietly(module, [make_logger(make, folder), other], callbacks)
     assert len(messages) == 1, messages
-    assert make.__name__ in messages[0]
-    assert "No space left" in messages[0]
+    assert f"{make.__name__} gets no more measurements: less than 16 MiB are left on its disk" in messages[0]
     assert len(module.losses) == STEPS
     assert_everything_is_in(other, callbacks)
     # What was written before is there to be read.
-    written = read_run(tmpfs)["grok/norm"]
-    assert 0 < len(written) < STEPS
-    assert written.steps == list(range(len(written)))
+    written = read_run(folder)["grok/norm"]
+    assert written.steps == list(range(full_at + 1))
+
+
+def how_it_ends(folder, make, callbacks, steps):
+    """Its error, down to the first cause, and its losses."""
+    torch.manual_seed(0)
+    module, error = Logs(), None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            fit(callbacks, module, logger=make_logger(make, folder), max_steps=steps, log_every_n_steps=1)
+        except Exception as raised:
+            error = raised
+            while error.__cause__ is not None:
+                error = error.__cause__
+    return repr(error), module.losses
+
+
+@pytest.mark.parametrize("make", [TensorBoardLogger, CSVLogger])
+@pytest.mark.parametrize("size", ["8k", "64k"])
+def test_measurements_take_no_room_that_a_module_needs_which_logs(disk, make, size):
+    """On the smaller disk the run ends with one error, with and without us; on the larger one it finishes."""
+    callbacks = default_callbacks("economy", schedule=EverySteps(1))
+    (error, losses), (our_error, our_losses) = (how_it_ends(disk(size), make, each, 400) for each in ([], callbacks))
+    assert (len(losses) < 400) == ("No space left" in error) == (size == "8k")
+    assert our_error == error
+    # TensorBoard's thread writes later than the module logs, by up to ten values.
+    assert abs(len(our_losses) - len(losses)) <= 10
+    shorter = min(len(losses), len(our_losses))
+    assert our_losses[:shorter] == losses[:shorter]
+
+
+@pytest.mark.parametrize("make", [TensorBoardLogger, CSVLogger])
+def test_a_disk_that_others_fill_ends_a_module_that_logs_as_it_would_without_us(disk, make):
+    """To the step, that depends on what is left of the file's last block."""
+    ends = []
+    for callbacks in ([], default_callbacks("economy", schedule=EverySteps(1))):
+        folder = disk("20m")
+        ends.append(how_it_ends(folder, make, [Fills(folder, 10), *callbacks], 1000))
+    (error, losses), (our_error, our_losses) = ends
+    assert "No space left" in error
+    assert our_error == error
+    shorter = min(len(losses), len(our_losses))
+    assert 11 < shorter < 1000
+    assert our_losses[:shorter] == losses[:shorter]
+
+
+@pytest.mark.parametrize("free", [(0, 0, 0), OSError("gone")])
+def test_a_disk_that_tells_nothing_of_its_room_is_written_to(tmp_path, monkeypatch, free):
+    def disk_usage(folder):
+        if isinstance(free, Exception):
+            raise free
+        return shutil._ntuple_diskusage(*free)
+
+    monkeypatch.setattr("shutil.disk_usage", disk_usage)
+    _, messages = fit_quietly(Quiet(), [TensorBoardLogger(tmp_path)])
+    assert not messages
+    assert read_run(tmp_path)["grok/norm"].steps == list(range(STEPS + 1))
 
 
 @pytest.mark.parametrize("make", [TensorBoardLogger, CSVLogger])
 def test_a_disk_that_fills_up_amid_the_run_and_is_emptied(tmp_path, make):
-    """The logger has had its warning; the run ends in peace, whatever the logger still holds."""
+    """A quota, of which the disk does not tell; the run ends in peace, whatever the logger still holds."""
     module, other = Quiet(), Memory()
-    broken = CSVLogger(tmp_path, flush_logs_every_n_steps=1) if make is CSVLogger else TensorBoardLogger(tmp_path)
+    broken = make_logger(make, tmp_path)
     with full_after(4000):
         callbacks, messages = fit_quietly(module, [broken, other])
     assert len(messages) == 1
-    assert make.__name__ in messages[0]
+    assert f"{make.__name__} failed and gets no more measurements: OSError" in messages[0]
     assert len(module.losses) == STEPS
     assert_everything_is_in(other, callbacks)
+    written = read_run(tmp_path)["grok/norm"]
+    assert 0 < len(written) < STEPS
+    assert written.steps == list(range(len(written)))
 
 
 def outcome(logger, callbacks):
