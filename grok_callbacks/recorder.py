@@ -206,8 +206,12 @@ class Recorder:
             given = (samples or {}).get(probe)
             drawn = given if given is not None else {split: _sampled(probe, split) for split in SPLITS}
             self._views[probe] = ModelView(self.model, probe, drawn, ranks)
+        left_out: dict[str, list[str]] = {}
         for slot in self._slots:
-            self._bind(slot, start)
+            why = self._bind(slot, start)
+            if why is not None:
+                left_out.setdefault(why, []).append(slot.monitor.label)
+        _warn_of_what_is_left_out(left_out)
         self._bound = True
         self._plan()
 
@@ -233,10 +237,10 @@ class Recorder:
         """A probe's samples by split."""
         return self._views[probe].samples
 
-    def _bind(self, slot: _Slot, start: int) -> None:
+    def _bind(self, slot: _Slot, start: int) -> str | None:
+        """Let a monitor choose its names; returns why it is left out, if it is."""
         error = self._let_look(slot, start)
-        if error is not None:
-            self._leave_out(slot, error)
+        why = None if error is None else self._leave_out(slot, error)
         try:
             state = slot.monitor.attach(self)
             if state is not None:
@@ -249,6 +253,7 @@ class Recorder:
             self._let_look(slot, start)
         # What has never been measured is due at once, also in a run that was resumed without its state.
         slot.next_step = slot.monitor.schedule.next_step(slot.seen) if slot.measurements else start
+        return why
 
     def _let_look(self, slot: _Slot, start: int) -> Exception | None:
         """Let a monitor look at the model; returns what it raised, or that another rank's raised."""
@@ -268,13 +273,17 @@ class Recorder:
             return error
         return None
 
-    def _leave_out(self, slot: _Slot, error: Exception) -> None:
+    def _leave_out(self, slot: _Slot, error: Exception) -> str:
         inapplicable = isinstance(error, ValueError)
         if not slot.monitor.optional or (slot.monitor.on_error == "raise" and not inapplicable):
             raise error
         slot.active = False
-        reason = "it does not apply to this model" if inapplicable else f"it could not look at it: {type(error).__name__}"
-        warnings.warn(f"{slot.monitor.label} is left out, since {reason}: {error}", stacklevel=2)
+        if not inapplicable:
+            return f"since looking at the model failed: {type(error).__name__}: {error}"
+        # What an argument of the Probe can mend is no fault of the model's.
+        can_be_mended = "of the Probe" in str(error)
+        reason = "since the probe does not fit this data and model" if can_be_mended else "as not applicable to this model"
+        return f"{reason}: {error}"
 
     def _plan(self) -> None:
         steps = [slot.next_step for slot in self._slots if slot.active and slot.next_step is not None]
@@ -500,6 +509,12 @@ class Recorder:
         slot.seconds, slot.last_seconds, slot.charged = state["seconds"], state["last_seconds"], state["charged"]
         self._elapsed_before = max(self._elapsed_before, state["elapsed"])
         slot.active = slot.active and state["active"]
+
+
+def _warn_of_what_is_left_out(labels: Mapping[str, Sequence[str]]) -> None:
+    """One warning for each reason, however many monitors have it."""
+    for why, names in labels.items():
+        warnings.warn(f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} left out, {why}", stacklevel=4)
 
 
 def _floats(values: Mapping[str, float | Tensor]) -> dict[str, float]:

@@ -94,5 +94,5 @@ def test_what_nobody_could_guess_by_dotted_paths(tmp_path):
     assert all(steps(curve) == [0, 5, 10, 15] for key, curve in written.items() if key.startswith("grok/norm"))
     # Two classes come with one logit each: said once, and the rest goes on.
     assert done.stderr.count("CircuitComplexityMonitor") == 2  # Attached, and left out.
-    assert done.stderr.count("is left out, since it does not apply to this model") == 1
+    assert done.stderr.count("is left out, since the probe does not fit") == 1
     assert "training with SpectralEntropyMixin(beta=0.01" in done.stderr

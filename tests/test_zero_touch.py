@@ -294,10 +294,14 @@ def test_a_preset_leaves_out_what_does_not_apply(monkeypatch):
         def configure_optimizers(self):
             return torch.optim.SGD(self.parameters(), 0.1)
 
-    with pytest.warns(UserWarning, match="is left out, since it does not apply to this model") as caught:
+    with pytest.warns(UserWarning, match=" left out, ") as caught:
         _, made = fit(module=Sum(), max_steps=2)
-    said = [str(warning.message) for warning in caught if "is left out" in str(warning.message)]
-    assert len(said) == len({message.split()[0] for message in said})
+    said = [str(warning.message).partition(" left out, ") for warning in caught if " left out, " in str(warning.message)]
+    # One for each reason, and each monitor in one of them.
+    assert len(said) == len({reason for _, _, reason in said})
+    assert any(reason.startswith("since the probe does not fit") and "`forward`" in reason for _, _, reason in said)
+    named = [name for names, _, _ in said for name in names.rpartition(" ")[0].split(", ")]
+    assert len(named) == len(set(named)) > len(said)
     assert only(made, NormMonitor).history["grok/norm"].steps == [0, 1, 2]
 
 

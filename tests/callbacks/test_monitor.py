@@ -360,7 +360,7 @@ class TestBatchesThatCannotBeRead:
         # They have one reason, so they are named together.
         assert len(said) == 1
         assert {"ActivationSparsityMonitor", "RobustnessMonitor"} < set(said[0].partition(" are left out")[0].split(", "))
-        assert "since the probe's samples can't be used: " in said[0]
+        assert "since the probe does not fit this data and model: " in said[0]
         assert "`unpack` of the Probe" in said[0]
         assert "grok/norm" in callbacks[0].history
         # The detector goes by what the module logs.

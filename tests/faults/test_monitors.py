@@ -83,7 +83,7 @@ def alone():
 
 
 FAILURES = {
-    "bind": "is left out, since it could not look at it: ZeroDivisionError: by design",
+    "bind": "is left out, since looking at the model failed: ZeroDivisionError: by design",
     "measure": "failed and is switched off for the rest of this run: ZeroDivisionError: by design",
     "value": "failed and is switched off for the rest of this run: TypeError",
     "analyse": "failed and is switched off for the rest of this run: ZeroDivisionError: by design",
