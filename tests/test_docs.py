@@ -45,12 +45,22 @@ def test_snippets_run(page, tmp_path, monkeypatch, capsys):
         detector, out = names["detector"], capsys.readouterr().out
         assert detector.outcome == "grokking"
         assert detector.memorized_step < 60 < detector.grokked_step < 400
-        assert "Generalised at step" in out
-        assert out.rstrip().endswith("memorisation")
+        begins = ("Memorised at step", "Likely to generalise", "Onset at step", "Generalised at step")
+        said = [line for line in out.partition("norm [")[0].splitlines() if line.startswith(begins)]
+        assert [line.startswith(begin) for line, begin in zip(said, begins, strict=True)] == [True] * 4
+        assert "\nmemorisation\n" in out
         norm, complexity = names["norm"], names["complexity"]
         assert norm.values[-1] > norm.at(detector.memorized_step) * 0.9 > norm.values[0]
         assert complexity.at(detector.grokked_step) < complexity.at(detector.memorized_step) / 4
-        assert {run.name for run in Path("runs").iterdir()} == {"adder", "control"}
+        assert {run.name for run in Path("runs").iterdir()} == {"adder", "control", "chosen", "simplest"}
+        # The network that is kept has generalised; the lowest value of all is that of one which has learned nothing.
+        (kept,) = Path("runs/simplest").iterdir()
+        assert int(re.search(r"step=(\d+)", kept.name)[1]) > 200
+        adder = names["Adder"]()
+        adder.load_state_dict(torch.load(kept, weights_only=True)["state_dict"])
+        inputs, targets = names["val_loader"].dataset.tensors
+        assert (adder(inputs).argmax(1) == targets).float().mean() > 0.85
+        assert names["chosen"][1].history[names["simplest"].monitor].at(10) < names["simplest"].best_model_score
 
 
 def test_every_measure_has_a_page_with_what_it_needs():
