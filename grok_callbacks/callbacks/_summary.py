@@ -6,35 +6,29 @@ import html
 import re
 from collections.abc import Sequence
 
-from grok_callbacks.forecast.onset import OnsetTracker, Phase
+from grok_callbacks.forecast.onset import Events
+from grok_callbacks.forecast.words import meaning_of
 
 __all__ = ["escaped", "in_markdown"]
 
-_MEANINGS: dict[Phase, str] = {
-    "memorising": "the training data are not fitted yet",
-    "memorised": "the training data are fitted, validation is still near chance",
-    "generalising": "validation has left chance",
-    "generalised": "validation has reached its target",
-}
+_WORDS = {"memorized": "memorised", "onset": "onset of generalisation", "generalized": "generalised"}
 
 
-def in_markdown(tracker: OnsetTracker, sentences: Sequence[str], sources: Sequence[str]) -> str:
+def in_markdown(events: Events, sentences: Sequence[str], sources: Sequence[str]) -> str:
     """Phase, what happened, and the steps of the events.
 
     Args:
-        tracker: Knows the steps.
+        events: The steps, and what was seen of the run.
         sentences: What happened, in words.
         sources: Names of the metrics that the run was judged by.
     """
-    events = {
-        "memorised": tracker.memorized_step,
-        "onset of generalisation": tracker.onset_step,
-        "generalised": tracker.grokked_step,
-    }
-    rows = [f"| {event} | {'-' if step is None else format(step, ',')} |" for event, step in events.items()]
+    rows = [
+        f"| {words} | {'-' if events.steps[event] is None else events.when(event).removeprefix('at step ')} |"
+        for event, words in _WORDS.items()
+    ]
     judged = f"Judged by {' and '.join(escaped(name) for name in sources)}." if sources else ""
     paragraphs = [
-        f"**Phase: {tracker.phase}** ({_MEANINGS[tracker.phase]}).",
+        f"**Phase: {events.phase}** ({meaning_of(events.phase, events)}).",
         "\n".join(f"- {escaped(sentence)}" for sentence in sentences),
         "\n".join(["| event | step |", "|---|---:|", *rows]),
         judged,

@@ -6,18 +6,22 @@ import math
 import warnings
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
 from grok_callbacks._compat import MisconfigurationException
 from grok_callbacks.callbacks._summary import in_markdown
 from grok_callbacks.callbacks.monitor import Monitor
-from grok_callbacks.forecast.onset import EVENTS, OnsetTracker, Outcome, Phase, Thresholds, is_share
+from grok_callbacks.forecast.onset import EVENTS, PHASES, OnsetTracker, Outcome, Phase, Thresholds, is_share
 from grok_callbacks.forecast.sources import logged_accuracy_names
+from grok_callbacks.forecast.words import event_in_words
 from grok_callbacks.history import History
 from grok_callbacks.probe import SPLITS, Split
 from grok_callbacks.snapshot import ModelView, Snapshot
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
 
 __all__ = ["GrokkingDetector"]
 
@@ -38,16 +42,22 @@ class GrokkingDetector(Monitor):
     - *generalised*: validation accuracy of at least 0.9 of the target.
 
     Generalising at least twice as late as memorising is **grokking**, sooner is **comprehension**; memorising alone is
-    **memorisation**, neither is **confusion**.
+    **memorisation**, neither is **confusion**. Where that hangs on what was not measured or not watched, there is no outcome.
+
+    Of a run that it comes to later than at step 0, as when it is added at a resume, it saw no beginning: what already holds at
+    the first look came at that step *or before*, and says so.
 
     | key | value |
     |---|---|
     | `grok/accuracy/{train,validation}` | accuracy on the probe, where samples have class labels |
     | `grok/loss/{train,validation}` | loss on the probe |
-    | `grok/onset/memorized_step` | the step, logged when it is established |
-    | `grok/onset/onset_step` | the step, logged when it is established |
-    | `grok/onset/grokked_step` | the step of generalising, logged when it is established |
-    | `grok/onset/delay` | steps from memorising to generalising |
+    | `grok/onset/{train,validation}_since` | from which step on the metric was watched: 0, or where a late detector began |
+    | `grok/onset/memorized_step` | the step, logged when it is established; -1 if it is taken back |
+    | `grok/onset/onset_step` | the same for the onset |
+    | `grok/onset/grokked_step` | the same for generalising |
+    | `grok/onset/delay` | steps from memorising to generalising, where both were seen |
+
+    They are logged once, and once more where a resumed run begins a log folder of its own: the report goes by them.
 
     The progress bar shows the phase (*memorising*, *memorised*, *generalising*, *generalised*), and TensorBoard's text tab the
     phase and the events, whenever they change.
@@ -126,6 +136,28 @@ class GrokkingDetector(Monitor):
         # Whether what the module logs can be accuracies; percentages cannot be told from them at first.
         self._logs_shares = True
         self._unannounced: list[str] = []
+        self._is_watching = False
+        # States of detectors with other settings in the checkpoint that the run goes on from.
+        self._saved_otherwise: list[str] = []
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """See whether the checkpoint knows a detector with other settings."""
+        name = type(self).__qualname__
+        keys = [key for key in checkpoint.get("callbacks", {}) if isinstance(key, str)]
+        present = {callback.state_key for callback in trainer.callbacks}  # type: ignore[attr-defined]
+        self._saved_otherwise = [key for key in keys if key.partition("(")[0] == name and key not in present]
+
+    def prepare_to_go_on(self, step: int) -> None:
+        """Go on from an earlier fit, and say so where a run goes on without what an earlier detector knew."""
+        super().prepare_to_go_on(step)
+        if step == 0 or self._restored is not None or self.session is None or not self.session.trainer.is_global_zero:
+            return
+        known = f", only of {' and '.join(self._saved_otherwise)} with other settings" if self._saved_otherwise else ""
+        warnings.warn(
+            f"{self.label}: the run goes on from step {step:,} without a saved state of this detector{known}. What it finds "
+            "there already came at that step or before; what kind of run it is may stay unknown.",
+            stacklevel=2,
+        )
 
     def bind(self, view: ModelView) -> None:
         """Check that there is something to judge the run by."""
@@ -137,6 +169,7 @@ class GrokkingDetector(Monitor):
         self._logged = {}
         self._unheard = {}
         self._unannounced = []
+        self._is_watching = False
 
     def _can_measure(self, split: Split, view: ModelView) -> bool:
         is_named = self.metric_names[split] is not None
@@ -201,13 +234,15 @@ class GrokkingDetector(Monitor):
         self.follow(history, step)
         events, self._unannounced = self._unannounced, []
         for event in events:
-            self.announce(self._sentence(event))
+            self.announce(event_in_words(event, self.tracker.events))
         if events and self.should_stop and self.session is not None:
             self.session.trainer.should_stop = True
-        return self._steps() if events else {}
+        return self._news()
 
     def follow(self, history: History, step: int) -> None:
         """Feed the tracker what is new; another monitor that goes by it may need it to before this one's turn comes."""
+        if not self._is_watching:
+            self._is_watching, self.tracker.start = True, step
         self._check_shares(history)
         self._check_names(history, step)
         for split in SPLITS:
@@ -286,26 +321,16 @@ class GrokkingDetector(Monitor):
         """The key of what is measured on the probe."""
         return f"{self.prefix}/accuracy/{split}"
 
-    def _steps(self) -> dict[str, float]:
-        tracker = self.tracker
-        steps = {
-            "memorized_step": tracker.memorized_step,
-            "onset_step": tracker.onset_step,
-            "grokked_step": tracker.grokked_step,
-            "delay": tracker.delay,
-        }
-        known = {f"onset/{name}": float(step) for name, step in steps.items() if step is not None}
-        new = {key: step for key, step in known.items() if self._logged.get(key) != step}
+    def _news(self) -> dict[str, float]:
+        """What is to be logged: since when what was watched, the events, and those that are taken back."""
+        values = self.tracker.events.values()
+        new = {key: value for key, value in values.items() if self._logged.get(key, -1.0) != value}
         self._logged |= new
         return new
 
-    def _sentence(self, event: str) -> str:
-        tracker = self.tracker
-        if event == "memorized":
-            return f"Memorised at step {tracker.memorized_step:,}: the training data are fitted."
-        if event == "onset":
-            return f"Onset at step {tracker.onset_step:,}: validation leaves chance."
-        return f"Generalised at step {tracker.grokked_step:,}: {_REASONS[tracker.outcome].format(tracker=tracker)}"
+    def standing(self) -> Mapping[str, float]:
+        """The events so far."""
+        return dict(self._logged)
 
     @property
     def memorized_step(self) -> int | None:
@@ -324,7 +349,7 @@ class GrokkingDetector(Monitor):
 
     @property
     def delay(self) -> int | None:
-        """Steps from memorising to generalising."""
+        """Steps from memorising to generalising, ``None`` as long as not both were seen."""
         return self.tracker.delay
 
     @property
@@ -333,22 +358,21 @@ class GrokkingDetector(Monitor):
         return self.tracker.phase
 
     @property
-    def outcome(self) -> Outcome:
-        """What the run is, as far as it has gone."""
+    def outcome(self) -> Outcome | None:
+        """What the run is, as far as it has gone; ``None`` where that hangs on what was not seen."""
         return self.tracker.outcome
 
     def texts(self) -> Mapping[str, str]:
         """The run in brief: its phase and its events."""
-        sentences = [
-            self._sentence(event)
-            for event, step in zip(EVENTS, (self.memorized_step, self.onset_step, self.grokked_step), strict=True)
-            if step is not None
-        ]
-        return {"summary": in_markdown(self.tracker, sentences, list(self._sources.values()))}
+        events = self.tracker.events
+        sentences = [event_in_words(event, events) for event in EVENTS if events.steps[event] is not None]
+        return {"summary": in_markdown(events, sentences, list(self._sources.values()))}
 
     def status(self) -> Mapping[str, str]:
         """The phase."""
-        return {"phase": self.phase}
+        events, number = self.tracker.events, PHASES.index(self.phase)
+        is_bound = number > 0 and events.is_bound(EVENTS[number - 1])
+        return {"phase": f"{self.phase} {events.when(EVENTS[number - 1])}" if is_bound else self.phase}
 
     @property
     def should_stop(self) -> bool:
@@ -363,6 +387,7 @@ class GrokkingDetector(Monitor):
             "sources": dict(self._sources),
             "logged": dict(self._logged),
             "logs_shares": self._logs_shares,
+            "is_watching": self._is_watching,
         }
 
     def load_own_state(self, state: Mapping[str, Any]) -> None:
@@ -370,13 +395,7 @@ class GrokkingDetector(Monitor):
         self.tracker.load_state_dict(state["tracker"])
         self._fed, self._sources = dict(state["fed"]), dict(state["sources"])
         self._logged, self._logs_shares = dict(state["logged"]), state["logs_shares"]
-
-
-_REASONS: dict[Outcome, str] = {
-    "grokking": "grokking, {tracker.delay:,} steps after memorising.",
-    "comprehension": "comprehension, hardly later than fitting the training data.",
-    "memorisation": "", "confusion": "",
-}  # fmt: skip
+        self._is_watching = state["is_watching"]
 
 
 def _labels(targets: Tensor, logits: Tensor) -> Tensor | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 from grok_callbacks.forecast._numbers import require_number, require_whole
@@ -22,6 +22,14 @@ PHASES: tuple[Phase, ...] = get_args(Phase)
 
 #: The events in the order in which a grokking run meets them.
 EVENTS = ("memorized", "onset", "generalized")
+
+_SPLITS: Mapping[str, Literal["train", "validation"]] = {
+    "memorized": "train", "onset": "validation", "generalized": "validation",
+}  # fmt: skip
+# The keys under which the events are logged.
+_KEYS = {"memorized": "memorized_step", "onset": "onset_step", "generalized": "grokked_step"}
+# Logged in place of a step that no longer holds.
+_NONE = -1.0
 
 
 @dataclass(frozen=True)
@@ -81,6 +89,86 @@ class Thresholds:
         return self.chance + self.generalized * (self.target - self.chance)
 
 
+@dataclass(frozen=True)
+class Events:
+    """The events of a run, and how much of the run was watched.
+
+    Args:
+        steps: The step of each event, ``None`` or left out where it has not come.
+        since: From which step on the "train" and the "validation" metric were seen: 0 in a run that was watched from its
+            beginning. A metric that is left out was never seen.
+        delay_ratio: Generalising this many times later than memorising is grokking; sooner is comprehension.
+
+    Example:
+        >>> late = Events({"memorized": 150, "onset": 200, "generalized": 400}, {"train": 150, "validation": 150})
+        >>> late.when("memorized"), late.when("onset"), late.outcome, late.delay
+        ('at or before step 150', 'at step 200', 'grokking', None)
+    """
+
+    steps: Mapping[str, int | None] = field(default_factory=dict)
+    since: Mapping[str, int] = field(default_factory=dict)
+    delay_ratio: float = 2.0
+
+    def is_bound(self, event: str) -> bool:
+        """Whether an event came at its step or before: it already held when a run was first looked at later than at step 0."""
+        step = self.steps.get(event)
+        return step is not None and 0 < self.since.get(_SPLITS[event], 0) >= step
+
+    def when(self, event: str) -> str:
+        """When an event came, in words."""
+        step = self.steps.get(event)
+        return "not so far" if step is None else f"{'at or before' if self.is_bound(event) else 'at'} step {step:,}"
+
+    def values(self) -> dict[str, float]:
+        """What is logged of them by key, without the prefix; -1 for what has not come.
+
+        Example:
+            >>> Events({"memorized": 26}, {"train": 0}).values()
+            {'onset/train_since': 0.0, 'onset/memorized_step': 26.0, 'onset/onset_step': -1.0, 'onset/grokked_step': -1.0,
+             'onset/delay': -1.0}
+        """
+        since = {f"{split}_since": step for split, step in self.since.items()}
+        steps = {key: self.steps.get(event) for event, key in _KEYS.items()} | {"delay": self.delay}
+        return {f"onset/{key}": _NONE if step is None else float(step) for key, step in {**since, **steps}.items()}
+
+    @classmethod
+    def of_values(cls, values: Mapping[str, float]) -> Events:
+        """The events that :meth:`values` were taken of; without a word on it, a metric was seen if its events were."""
+        steps = {event: int(step) for event, key in _KEYS.items() if (step := values.get(f"onset/{key}", _NONE)) >= 0}
+        since: dict[str, int] = {_SPLITS[event]: 0 for event in steps}
+        since |= {split: int(values[key]) for split in _SPLITS.values() if (key := f"onset/{split}_since") in values}
+        return cls({event: steps.get(event) for event in EVENTS}, since)
+
+    @property
+    def delay(self) -> int | None:
+        """Steps from memorising to generalising, where both were seen."""
+        memorized, generalized = self.steps.get("memorized"), self.steps.get("generalized")
+        if memorized is None or generalized is None or self.is_bound("memorized") or self.is_bound("generalized"):
+            return None
+        return generalized - memorized
+
+    @property
+    def phase(self) -> Phase:
+        """What the run is doing now."""
+        return phase_at(max((step for step in self.steps.values() if step is not None), default=0), self.steps)
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """What the run is, as far as it has gone; ``None`` where that hangs on what was not seen."""
+        memorized, generalized = self.steps.get("memorized"), self.steps.get("generalized")
+        if not set(_SPLITS.values()) <= set(self.since):
+            return None
+        if generalized is None:
+            return "confusion" if memorized is None else "memorisation"
+        # A model can generalise without ever fitting all of its training data, as with label noise or strong dropout.
+        if memorized is None:
+            return "comprehension"
+        earliest = {event: 0 if self.is_bound(event) else self.steps[event] or 0 for event in ("memorized", "generalized")}
+        if earliest["generalized"] >= self.delay_ratio * max(memorized, 1):
+            return "grokking"
+        return "comprehension" if generalized < self.delay_ratio * max(earliest["memorized"], 1) else None
+
+
 class _Crossing:
     """The first of several consecutive values at or beyond a level."""
 
@@ -112,10 +200,12 @@ class OnsetTracker:
 
     An event is the first of ``patience`` consecutive measurements beyond its level, so noise around a level does not fire it,
     and it never fires twice. NaN is beyond no level. What an untrained network (step 0) gets right is luck: where that is
-    beyond the onset's level, the onset comes once the metric has been below, or with generalising at the latest.
+    beyond the onset's level, the onset comes once the metric has been below, or with generalising at the latest. What already
+    holds at the first look at a run that is under way came at that step or before, see :meth:`Events.is_bound`.
 
     Args:
         thresholds: What counts.
+        start: The step of the first look at the run.
 
     Example:
         >>> tracker = OnsetTracker(Thresholds())
@@ -127,16 +217,20 @@ class OnsetTracker:
         (20, 400, 450, 430, 'grokking')
     """
 
-    def __init__(self, thresholds: Thresholds | None = None) -> None:
+    def __init__(self, thresholds: Thresholds | None = None, start: int = 0) -> None:
         self.thresholds = thresholds or Thresholds()
+        self.start = start
+        self._since: dict[str, int] = {}
         self._crossings = {event: _Crossing() for event in EVENTS}
 
     def update_train(self, step: int, value: float) -> list[str]:
         """Take in a training metric; returns the events that it establishes."""
+        self._note("train", step)
         return self._update(step, value, {"memorized": self.thresholds.memorized})
 
     def update_validation(self, step: int, value: float) -> list[str]:
         """Take in a validation metric; returns the events that it establishes."""
+        self._note("validation", step)
         onset = self._crossings["onset"]
         onset.held = onset.held or step == 0
         events = self._update(
@@ -146,6 +240,9 @@ class OnsetTracker:
             onset.step = self.grokked_step
             events.insert(0, "onset")
         return events
+
+    def _note(self, split: str, step: int) -> None:
+        self._since.setdefault(split, step if self.start > 0 else 0)
 
     def _update(self, step: int, value: float, levels: Mapping[str, float]) -> list[str]:
         sign = self.thresholds.sign
@@ -172,42 +269,38 @@ class OnsetTracker:
         return self._crossings["generalized"].step
 
     @property
+    def events(self) -> Events:
+        """All of them, with what was seen of the run."""
+        steps = {event: crossing.step for event, crossing in self._crossings.items()}
+        return Events(steps, dict(self._since), self.thresholds.delay_ratio)
+
+    @property
     def delay(self) -> int | None:
-        """Steps from memorising to generalising."""
-        if self.memorized_step is None or self.grokked_step is None:
-            return None
-        return self.grokked_step - self.memorized_step
+        """Steps from memorising to generalising, where both were seen."""
+        return self.events.delay
 
     @property
     def phase(self) -> Phase:
         """What the run is doing now."""
-        steps = {"memorized": self.memorized_step, "onset": self.onset_step, "generalized": self.grokked_step}
-        return phase_at(max((step for step in steps.values() if step is not None), default=0), steps)
+        return self.events.phase
 
     @property
-    def outcome(self) -> Outcome:
-        """What the run is, as far as it has gone."""
-        if self.grokked_step is None:
-            return "confusion" if self.memorized_step is None else "memorisation"
-        # A model can generalise without ever fitting all of its training data, as with label noise or strong dropout.
-        if self.memorized_step is None or self.grokked_step < self.thresholds.delay_ratio * max(self.memorized_step, 1):
-            return "comprehension"
-        return "grokking"
+    def outcome(self) -> Outcome | None:
+        """What the run is, as far as it has gone; ``None`` where that hangs on what was not seen."""
+        return self.events.outcome
 
     def restart(self, split: Literal["train", "validation"]) -> None:
         """Forget what one of the two metrics has told."""
+        self._since.pop(split, None)
         for event in ("memorized",) if split == "train" else ("onset", "generalized"):
             self._crossings[event] = _Crossing()
-
-    def adopt(self, steps: Mapping[str, int]) -> None:
-        """Take over events that were established elsewhere, by name of the event."""
-        for event, step in steps.items():
-            self._crossings[event].step = step
 
     def state_dict(self) -> dict[str, Any]:
         """Plain Python for a checkpoint."""
         return {
             "thresholds": asdict(self.thresholds),
+            "start": self.start,
+            "since": dict(self._since),
             "crossings": {event: dict(crossing.__dict__) for event, crossing in self._crossings.items()},
         }
 
@@ -221,11 +314,13 @@ class OnsetTracker:
             thresholds = Thresholds(**state["thresholds"])
             crossings = {event: state["crossings"][event] for event in EVENTS}
             values = [crossing[key] for crossing in crossings.values() for key in ("step", "streak_start", "streak", "held")]
+            start, since = state["start"], dict(state["since"])
+            values += [start, *since.values()]
         except (KeyError, TypeError) as error:
             raise ValueError("`state` is not that of an OnsetTracker.") from error
         if not all(value is None or isinstance(value, int) for value in values):
             raise ValueError("`state` is not that of an OnsetTracker.")
-        self.thresholds = thresholds
+        self.thresholds, self.start, self._since = thresholds, start, since
         for event, saved in crossings.items():
             crossing = self._crossings[event]
             crossing.step, crossing.streak_start, crossing.streak = saved["step"], saved["streak_start"], saved["streak"]

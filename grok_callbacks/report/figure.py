@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from grok_callbacks.history import History, Series
 from grok_callbacks.measures import Chart, group_by_chart
-from grok_callbacks.report.summary import RunSummary, summarize
+from grok_callbacks.report.summary import RunSummary, is_drawable, summarize
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 __all__ = ["charts_of", "draw_accuracies", "draw_chart", "mark_events", "run_figure", "set_step_axis"]
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart; without its black, which dark pages swallow.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
-_EVENT_STYLES = {
-    "memorized": ("#D55E00", "memorised"),
-    "onset": ("#999999", "onset"),
-    "generalized": ("#009E73", "generalised"),
-}
-_ACCURACY_COLORS = {"training": _COLORS[1], "validation": _COLORS[0]}
+# Okabe and Ito's palette, which colour-blind readers can tell apart: two for the two splits wherever they stand, the others for
+# layers and the like, with two of Tol's. Grey is for the run as a whole, its events and phases: no colour means two things.
+_SPLIT_COLORS = {"train": "#CC79A7", "training": "#CC79A7", "validation": "#0072B2"}
+_COLORS = ("#D55E00", "#009E73", "#56B4E9", "#E69F00", "#882255", "#999933")
 _MOST_CURVES = len(_COLORS)
+_EVENT_COLOR = "#777777"
+_EVENT_STYLES = {"memorized": (":", "memorised"), "onset": ("-.", "onset"), "generalized": ("--", "generalised")}
+# Two labels above a panel whose steps are less than this many times apart would overlap.
+_CLOSE = 4.0
 
 
 def run_figure(history: History, title: str = "", *, summary: RunSummary | None = None, prefix: str = "grok") -> Figure:
@@ -74,18 +74,26 @@ def run_figure(history: History, title: str = "", *, summary: RunSummary | None 
     _label_events(axes[0], summary)
     set_step_axis(axes[-1], history)
     axes[-1].set_xlabel("Optimiser steps (logarithmic; the first point is the network before training)", fontsize=9)
-    figure.suptitle(f"{title}\n{summary.verdict}" if title else summary.verdict, fontsize=11, parse_math=False)
+    figure.suptitle("\n".join(filter(None, [title, summary.verdict])), fontsize=11, parse_math=False)
+    if summary.remarks:
+        figure.supxlabel("\n".join(summary.remarks), fontsize=8, parse_math=False, wrap=True)
     return figure
 
 
 def charts_of(history: History, prefix: str = "grok") -> dict[Chart, dict[str, Series]]:
     """Finite curves by the axes they share, in the order in which they came; accuracies and events have places of their own."""
     charts = {
-        chart: {name: history[key] for name, key in keys.items() if any(map(math.isfinite, history[key].values))}
+        chart: {name: curve for name, key in keys.items() if (curve := _drawable(history[key])) is not None}
         for chart, keys in group_by_chart(history, prefix).items()
         if chart.family not in ("accuracy", "onset")
     }
     return {chart: curves for chart, curves in charts.items() if curves}
+
+
+def _drawable(series: Series) -> Series | None:
+    """A curve without what a figure cannot show, ``None`` if nothing is left."""
+    values = [value if is_drawable(value) else math.nan for value in series.values]
+    return None if all(map(math.isnan, values)) else Series(series.steps, values)
 
 
 def draw_accuracies(axes: Axes, summary: RunSummary) -> dict[str, str]:
@@ -95,11 +103,11 @@ def draw_accuracies(axes: Axes, summary: RunSummary) -> dict[str, str]:
         Those that there are, with their colours.
     """
     for name, series in summary.accuracies.items():
-        color = _ACCURACY_COLORS[name]
+        color = _SPLIT_COLORS[name]
         axes.plot(_positions(series), series.values, color=color, label=name, linewidth=1.8)
     axes.set_ylim(-0.03, 1.05)
     axes.grid(alpha=0.25)
-    return {name: _ACCURACY_COLORS[name] for name in summary.accuracies}
+    return {name: _SPLIT_COLORS[name] for name in summary.accuracies}
 
 
 def draw_chart(axes: Axes, chart: Chart, curves: Mapping[str, Series]) -> dict[str, str]:
@@ -110,18 +118,19 @@ def draw_chart(axes: Axes, chart: Chart, curves: Mapping[str, Series]) -> dict[s
     """
     # With many layers, show those that change most: the others say little, and no one can read twenty lines.
     most = sorted(curves, key=lambda name: -_relative_change(curves[name]))[:_MOST_CURVES]
-    shown = dict(zip([name for name in curves if name in most], _COLORS, strict=False))
+    others = iter(_COLORS)
+    shown = {name: _SPLIT_COLORS.get(name) or next(others) for name in curves if name in most}
     for name, color in shown.items():
         axes.plot(_positions(curves[name]), curves[name].values, color=color, linewidth=1.4)
     axes.tick_params(labelsize=8)
     axes.grid(alpha=0.25)
     values = [value for series in curves.values() for value in series.values if math.isfinite(value)]
-    # Not for a single point that is small, such as a cosine before training.
-    if min(values) > 0 and max(values) / sorted(values)[len(values) // 10] > 300:
-        axes.set_yscale("log")
     if chart.family == "forecast" and max(values) <= 1:
         # A probability that hardly moves should look it.
         axes.set_ylim(-0.03, 1.05)
+    # Not for a single point that is small, such as a cosine before training.
+    elif min(values) > 0 and max(values) / max(sorted(values)[len(values) // 10], 1e-100) > 300:
+        axes.set_yscale("log")
     return shown
 
 
@@ -163,28 +172,27 @@ def mark_events(axes: Axes, summary: RunSummary) -> None:
     """A line at each event."""
     for event, step in summary.steps.items():
         if step is not None:
-            color, _ = _EVENT_STYLES[event]
-            axes.axvline(max(step, 0.5), color=color, linestyle="--", linewidth=1.2)
+            axes.axvline(max(step, 0.5), color=_EVENT_COLOR, linestyle=_EVENT_STYLES[event][0], linewidth=1.3)
 
 
 def _label_events(axes: Axes, summary: RunSummary) -> None:
     onset = summary.steps.get("onset")
     if onset is not None:
         # Within the panel, since it often lies close to the other two.
-        color, word = _EVENT_STYLES["onset"]
         axes.annotate(
-            f"{word} ", (max(onset, 0.5), 0.5), xycoords=("data", "axes fraction"), ha="right", fontsize=8, color=color
+            "onset ", (max(onset, 0.5), 0.5), xycoords=("data", "axes fraction"), ha="right", fontsize=8, color=_EVENT_COLOR
         )
-    labelled = [(event, step) for event, step in summary.steps.items() if step is not None and event != "onset"]
-    for event, step in labelled:
-        color, word = _EVENT_STYLES[event]
+    labelled = sorted((step, event) for event, step in summary.steps.items() if step is not None and event != "onset")
+    are_close = len(labelled) == 2 and max(labelled[1][0], 0.5) < _CLOSE * max(labelled[0][0], 0.5)
+    for (step, event), side in zip(labelled, ("right", "left") if are_close else ("center", "center"), strict=False):
+        sign = "≤" if summary.events.is_bound(event) else "at"
         axes.annotate(
-            f"{word} at {step:,}",
+            f"{_EVENT_STYLES[event][1]} {sign} {step:,}{' ' if side == 'right' else ''}",
             (max(step, 0.5), 1.02),
             xycoords=("data", "axes fraction"),
-            ha="center",
+            ha=side,
             fontsize=8,
-            color=color,
+            color=_EVENT_COLOR,
         )
 
 

@@ -8,15 +8,16 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from html import escape
-from itertools import count, pairwise
+from itertools import count, groupby
 from typing import TYPE_CHECKING
 
 from grok_callbacks import __version__
-from grok_callbacks.forecast.onset import Outcome, Phase, phase_at
+from grok_callbacks.forecast.onset import Outcome, is_share, phase_at
+from grok_callbacks.forecast.words import meaning_of
 from grok_callbacks.history import History, Series
 from grok_callbacks.measures import MEASURES, QUESTIONS, Chart
 from grok_callbacks.report.figure import charts_of, draw_accuracies, draw_chart, mark_events, set_step_axis
-from grok_callbacks.report.summary import RunSummary, summarize
+from grok_callbacks.report.summary import RunSummary, is_drawable, last_step, summarize
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,15 +28,14 @@ __all__ = ["run_page"]
 _OUTCOMES: Mapping[Outcome, str] = {
     "grokking": "The network first fitted its training data by heart, and found a rule that holds for unseen data much later.",
     "comprehension": "The network generalised about when it fitted its training data: there was no delay to wait out.",
-    "memorisation": "The network knows its training data by heart and nothing beyond them, so far.",
+    "memorisation": "The network has fitted its training data, and has not come to be right about unseen data, so far.",
     "confusion": "The network has learned neither its training data nor a rule, so far.",
 }
-_PHASES: Mapping[Phase, tuple[str, str]] = {
-    "memorising": ("#E69F00", "The training data are not fitted yet."),
-    "memorised": ("#D55E00", "The training data are fitted, validation is near chance: the plateau."),
-    "generalising": ("#56B4E9", "Validation has left chance, and is not at its target."),
-    "generalised": ("#009E73", "Validation has reached its target."),
-}
+_UNWATCHED = "not watched"
+# Shades of one grey: colours are for curves.
+_SHADES: Mapping[str, str] = {
+    _UNWATCHED: "#f2f2f2", "memorising": "#d9d9d9", "memorised": "#b5b5b5", "generalising": "#8f8f8f", "generalised": "#666666",
+}  # fmt: skip
 _STAGES = {
     1: "I, lazy: the last layer fits random features",
     2: "II, independent: each unit learns a feature",
@@ -91,7 +91,7 @@ class _Page:
         self.summary = replace(summary, accuracies=accuracies)
         self.charts = charts_of(self.history, prefix)
         self.prefix = prefix
-        self.last = max((series.steps[-1] for series in history.values() if series.steps), default=0)
+        self.last = last_step(history)
         self._numbers = count(1)
 
     def parts(self, title: str, settings: str) -> Iterator[str]:
@@ -99,9 +99,12 @@ class _Page:
         outcome = self.summary.outcome
         yield _HEAD.replace("TITLE", escape(title or "A run"))
         yield f'<header><p class="run">{escape(title)}</p><h1>{escape(_first_sentence(self.summary.verdict))}</h1>'
-        explanation = (_rest(self.summary.verdict), _OUTCOMES[outcome] if outcome else "")
+        explanation = (_rest(self.summary.verdict), _OUTCOMES[outcome] if outcome else "", *self.summary.remarks)
         yield "".join(f"<p>{escape(text)}</p>" for text in explanation if text)
-        yield f"{self._forecast()}</header><section><h2>Timeline</h2>{self._timeline()}{self._stages()}</section>"
+        yield f"{self._forecast()}</header>"
+        timeline = self._timeline() + self._stages()
+        if timeline:
+            yield f"<section><h2>Timeline</h2>{timeline}</section>"
         families: dict[str, dict[Chart, Mapping[str, Series]]] = {}
         for chart, curves in self.charts.items():
             families.setdefault(chart.family, {})[chart] = curves
@@ -122,7 +125,7 @@ class _Page:
     # What happened.
 
     def _timeline(self) -> str:
-        if self.summary.outcome is None:
+        if not self.summary.events.since and not self.summary.accuracies:
             return ""
         phases = self._phases()
         has_curves = bool(self.summary.accuracies)
@@ -130,36 +133,42 @@ class _Page:
         strip, *below = figure.subplots(
             1 + has_curves, 1, sharex=True, squeeze=False, height_ratios=[0.13, 1][: 1 + has_curves]
         )[:, 0]
-        _draw_phases(strip, phases, self.last)
+        _draw_phases(strip, [(phase, start, end) for phase, start, end, _ in phases], self.last)
         legend: dict[str, str] = {}
         for axes in below:
             legend = {f"{name} accuracy": color for name, color in draw_accuracies(axes, self.summary).items()}
             mark_events(axes, self.summary)
         set_step_axis((below or [strip])[0], self.history)
         rows = [
-            [
-                f'<span class="phase">{_swatch(_PHASES[phase][0])}{phase}</span>',
-                f"{start:,}",
-                f"{end:,}",
-                escape(_PHASES[phase][1]),
-            ]
-            for phase, start, end in phases
+            [f'<span class="phase">{_swatch(_SHADES[phase])}{phase}</span>', f"{start:,}", f"{end:,}", escape(meaning)]
+            for phase, start, end, meaning in phases
         ]
         return (
             self._svg(figure, "Accuracies and phases of the run over its steps", legend.items())
-            + "<p>Dashed lines, here and below: memorised (orange), onset (grey), generalised (green).</p>"
+            + "<p>Vertical lines, here and below: memorised (dotted), onset (dots and dashes), generalised (dashed).</p>"
+            + f"<p>{self._dates()}</p>"
             + _table(["phase", "from step", "to step", "what it means"], rows)
         )
 
-    def _phases(self) -> list[tuple[Phase, int, int]]:
-        """Name, first and last step of each phase."""
-        starts = sorted({0, *(step for step in self.summary.steps.values() if step is not None and step <= self.last)})
-        phases = [phase_at(start, self.summary.steps) for start in starts]
-        return [
-            (phase, start, end)
-            for phase, (start, end) in zip(phases, pairwise([*starts, self.last]), strict=True)
-            if end > start
-        ]
+    def _dates(self) -> str:
+        """When the events came."""
+        events = self.summary.events
+        words = {"memorized": "memorised", "onset": "onset", "generalized": "generalised"}
+        return escape(_capitalised("; ".join(f"{word} {events.when(event)}" for event, word in words.items())))
+
+    def _phases(self) -> list[tuple[str, int, int, str]]:
+        """Name, first and last step and meaning of each phase, beginning where the run was first looked at."""
+        events = self.summary.events
+        first = min(events.since.values(), default=0)
+        starts = sorted({first, *(step for step in events.steps.values() if step is not None and first <= step <= self.last)})
+        spans = zip(starts, [*starts[1:], self.last], strict=True)
+        phases: list[tuple[str, int, int, str]] = []
+        if first > 0:
+            phases.append((_UNWATCHED, 0, first, "Nothing is known of these steps."))
+        for phase, group in groupby(spans, key=lambda span: phase_at(span[0], events.steps)):
+            spanned = list(group)
+            phases.append((phase, spanned[0][0], spanned[-1][1], _capitalised(meaning_of(phase, events))))
+        return [phase for phase in phases if phase[2] > phase[1]]
 
     def _stages(self) -> str:
         stages = self.history.get(f"{self.prefix}/li2/stage")
@@ -178,14 +187,14 @@ class _Page:
             name: self.history.get(f"{self.prefix}/forecast/{name}") for name in ("probability", "eta_steps", "lower", "upper")
         }
         probability = series["probability"]
-        if probability is None or not probability.values or not math.isfinite(probability.values[-1]):
+        if probability is None or math.isnan(probability.values[-1]) or not is_share(probability.values[-1]):
             return ""
         step = probability.steps[-1]
         sentence = f"Last forecast, at step {step:,}: generalises with a probability of {probability.values[-1]:.0%}"
         eta, lower, upper = (one.at(step) if one is not None else math.nan for one in list(series.values())[1:])
-        if math.isfinite(eta):
+        if is_drawable(eta):
             sentence += f", if so around step {eta:,.0f}"
-        if math.isfinite(lower) and math.isfinite(upper):
+        if is_drawable(lower) and is_drawable(upper):
             sentence += f" (80% interval: {lower:,.0f} to {upper:,.0f})"
         return f"<p>{escape(sentence)}.</p>"
 
@@ -257,8 +266,12 @@ def _rest(verdict: str) -> str:
     return verdict.partition(". ")[2]
 
 
+def _capitalised(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
+
+
 def _number(value: float) -> str:
-    if not math.isfinite(value):
+    if not is_drawable(value):
         return "-"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
@@ -301,14 +314,15 @@ def _new_figure(height: float) -> Figure:
     return figure
 
 
-def _draw_phases(axes: Axes, phases: Iterable[tuple[Phase, int, int]], last: int) -> None:
-    """Blocks of colour, named where there is room."""
+def _draw_phases(axes: Axes, phases: Iterable[tuple[str, int, int]], last: int) -> None:
+    """Blocks of grey, named where there is room."""
     whole = math.log(max(last, 1) / 0.5) or 1.0
     for phase, start, end in phases:
         left, right = max(start, 0.45), max(end, 0.5)
-        axes.axvspan(left, right, color=_PHASES[phase][0], linewidth=0)
+        axes.axvspan(left, right, color=_SHADES[phase], linewidth=0)
         if math.log(right / left) / whole > 0.016 * len(phase):
-            axes.text(math.sqrt(left * right), 0.5, phase, ha="center", va="center", fontsize=8, color="#111111", clip_on=True)
+            ink = "#ffffff" if phase == "generalised" else "#111111"
+            axes.text(math.sqrt(left * right), 0.5, phase, ha="center", va="center", fontsize=8, color=ink, clip_on=True)
     axes.set_ylim(0, 1)
     axes.set_yticks([])
     axes.tick_params(which="both", bottom=False)

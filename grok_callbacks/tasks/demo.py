@@ -31,7 +31,7 @@ def run_demo(
     weight_decay: float = 1.0,
     task: str = "add",
     preset: Preset = "standard",
-) -> tuple[Path, Outcome]:
+) -> tuple[Path, Outcome | None]:
     """Train the quickest network to grok, with a progress bar, and say what happens while it does.
 
     Args:
@@ -43,7 +43,7 @@ def run_demo(
         preset: Which monitors watch.
 
     Returns:
-        The folder of the event files, and what the run was.
+        The folder of the event files, and what the run was, ``None`` if that hangs on what was not measured.
 
     Raises:
         ValueError: If there is no such task, or ``steps`` is not positive.

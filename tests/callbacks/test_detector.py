@@ -95,7 +95,7 @@ def test_named_metrics_that_are_never_logged():
     detector = GrokkingDetector("nothing", "nothing_either")
     with pytest.warns(UserWarning, match="has not been logged so far") as warned:
         follow(detector, Scripted(TRAIN, VALIDATION["grokking"]))
-    assert detector.outcome == "confusion"
+    assert detector.outcome is None
     said = [str(one.message) for one in warned if "has not been logged so far" in str(one.message)]
     assert len(said) == 2, "once each"
     assert "`train_metric`, 'nothing'" in said[0]
@@ -116,6 +116,9 @@ def test_percentages_are_no_accuracies_and_what_they_seemed_to_tell_is_taken_bac
         follow(detector, _frozen(train, validation))
     assert detector.grokked_step is None
     assert detector.memorized_step is None
+    last = {key: series.values[-1] for key, series in detector.history.items() if key.startswith("grok/onset/")}
+    assert set(last) >= {"grok/onset/train_since", "grok/onset/validation_since"}
+    assert {key: value for key, value in last.items() if value > 0} == {}, "what was logged too early is taken back"
 
 
 def _frozen(train, validation):
@@ -202,7 +205,7 @@ def test_broken_weights_are_no_events():
         model.weight.fill_(math.nan)
     with pytest.warns(UserWarning, match="grok/loss/train is nan"):
         detector, values = measured(model, torch.zeros(20, dtype=torch.long))
-    assert detector.outcome == "confusion"
+    assert (detector.memorized_step, detector.outcome) == (None, None)
     assert math.isnan(values["grok/loss/train"])
     assert math.isnan(values["grok/accuracy/train"])  # Though the largest of three NaN is the first.
 
@@ -229,6 +232,7 @@ def test_announces_and_logs_each_event_once(tmp_path, capsys):
     assert written["grok/onset/onset_step"] == [(7, 6.0)]
     assert written["grok/onset/grokked_step"] == [(9, 8.0)]
     assert written["grok/onset/delay"] == [(9, 5.0)]
+    assert written["grok/onset/train_since"][0][1] == written["grok/onset/validation_since"][0][1] == 0.0
 
 
 @pytest.mark.parametrize("stop", [True, False])
@@ -325,3 +329,80 @@ def test_an_untrained_network_that_is_lucky_on_a_tiny_probe():
         model.get_right(right)
         recorder.record(step)
     assert (detector.onset_step, detector.grokked_step) == (5, 7)
+
+
+# What it did not see.
+
+
+def test_without_validation_nothing_is_said_of_it():
+    detector = GrokkingDetector(schedule=RARELY)
+    follow(detector, Scripted(TRAIN, None), validation=None)
+    assert (detector.memorized_step, detector.phase, detector.outcome) == (3, "memorised", None)
+    assert "validation has not been measured" in detector.texts()["summary"]
+    assert "chance" not in detector.texts()["summary"]
+
+
+def checkpointed(folder, callbacks, epochs, values):
+    _, made = fit(callbacks, Scripted(*values), loader(8), loader(8, seed=1), max_steps=-1, max_epochs=epochs)
+    made.save_checkpoint(folder / "x.ckpt")
+
+
+LATE = [0.3] * 5 + [0.3, 0.3, 0.95, 0.95, 0.95, 0.95, 0.95, 0.95, 0.95, 0.95]
+
+
+def test_a_detector_that_is_added_at_a_resume(tmp_path, capsys):
+    """Memorised at 3, which it did not see; generalised at 8, which may be late or not."""
+    values = TRAIN + [1.0] * 5, LATE
+    checkpointed(tmp_path, [], 5, values)
+    detector = GrokkingDetector(schedule=RARELY)
+    with pytest.warns(UserWarning, match=r"goes on from step 5 without a saved state of this detector\. ") as warned:
+        fit_on(detector, tmp_path, values)
+    assert len([one for one in warned if "without a saved state" in str(one.message)]) == 1
+    assert (detector.memorized_step, detector.outcome, detector.delay) == (6, None, None)
+    said = [line for line in capsys.readouterr().out.splitlines() if " at " in line or "before step" in line]
+    assert said[0] == "Memorised at or before step 6: the training data are fitted."
+    assert said[-1] == "Generalised at step 8: whether late or at once is unknown, since the order was not seen."
+    assert "| memorised | at or before step 6 |" in detector.texts()["summary"]
+
+
+def test_generalising_long_after_the_first_look_is_grokking_whenever_it_memorised(tmp_path):
+    values = TRAIN + [1.0] * 5, [0.3] * 12 + [0.95] * 3
+    checkpointed(tmp_path, [], 5, values)
+    detector = GrokkingDetector(schedule=RARELY)
+    with pytest.warns(UserWarning, match="without a saved state"):
+        fit_on(detector, tmp_path, values)
+    assert (detector.memorized_step, detector.grokked_step, detector.outcome) == (6, 13, "grokking")
+    assert "at least 7 steps after memorising" in detector.texts()["summary"].replace("\\", "")
+
+
+def test_the_bar_says_at_or_before(tmp_path):
+    values = TRAIN + [1.0] * 5, [0.3] * 15
+    checkpointed(tmp_path, [], 5, values)
+    detector = GrokkingDetector(schedule=RARELY)
+    with pytest.warns(UserWarning, match="without a saved state"):
+        fit_on(detector, tmp_path, values)
+    assert detector.status() == {"phase": "memorised at or before step 6"}
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+def test_a_setting_that_is_changed_at_a_resume_is_named(tmp_path):
+    values = TRAIN + [1.0] * 5, LATE
+    checkpointed(tmp_path, [GrokkingDetector(schedule=RARELY)], 5, values)
+    detector = GrokkingDetector(schedule=RARELY, patience=1)
+    with pytest.warns(UserWarning, match="without a saved state") as warned:
+        fit_on(detector, tmp_path, values)
+    (said,) = [str(one.message) for one in warned if "without a saved state" in str(one.message)]
+    assert f"only of {GrokkingDetector(schedule=RARELY).label} with other settings" in said
+
+
+def test_a_resume_with_its_state_says_nothing(tmp_path):
+    values = TRAIN + [1.0] * 5, LATE
+    checkpointed(tmp_path, [GrokkingDetector(schedule=RARELY)], 5, values)
+    detector = GrokkingDetector(schedule=RARELY)
+    fit_on(detector, tmp_path, values)
+    assert (detector.memorized_step, detector.grokked_step, detector.outcome) == (3, 8, "grokking")
+
+
+def fit_on(detector, folder, values):
+    made = trainer([detector], max_steps=-1, max_epochs=15)
+    made.fit(Scripted(*values), loader(8), loader(8, seed=1), ckpt_path=folder / "x.ckpt")

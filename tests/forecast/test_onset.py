@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grok_callbacks.forecast.onset import EVENTS, OnsetTracker, Thresholds, is_share
+from grok_callbacks.forecast.onset import EVENTS, Events, OnsetTracker, Thresholds, is_share
 from grok_callbacks.forecast.sources import accuracy_key, logged_accuracy_names
 
 
@@ -183,11 +183,58 @@ def test_restarts_one_metric_and_keeps_the_other():
     assert (tracker.memorized_step, tracker.grokked_step) == (None, 500)
 
 
-def test_adopts_events_that_were_established_elsewhere():
+@pytest.mark.parametrize(
+    ("train", "validation", "memorized", "generalized", "outcome"),
+    [
+        # Fitted before the first look, generalised long after it: later still than it was fitted.
+        ({150: 1.0, 160: 1.0}, {150: 0.0, 400: 1.0, 410: 1.0}, "at or before step 150", "at step 400", "grokking"),
+        ({150: 1.0, 160: 1.0}, {150: 0.0, 200: 1.0, 210: 1.0}, "at or before step 150", "at step 200", None),
+        ({150: 1.0, 160: 1.0}, {150: 1.0, 160: 1.0}, "at or before step 150", "at or before step 150", None),
+        ({150: 0.0, 160: 1.0, 170: 1.0}, {150: 1.0, 160: 1.0}, "at step 160", "at or before step 150", "comprehension"),
+        ({150: 0.0, 160: 1.0, 170: 1.0}, {400: 1.0, 410: 1.0}, "at step 160", "at or before step 400", None),
+        ({150: 0.0, 160: 1.0, 170: 1.0}, {150: 0.0, 170: 1.0, 180: 1.0}, "at step 160", "at step 170", "comprehension"),
+        ({150: 0.0, 160: 1.0, 170: 1.0}, {150: 0.0, 330: 1.0, 340: 1.0}, "at step 160", "at step 330", "grokking"),
+        ({150: 1.0, 160: 0.5, 170: 1.0, 180: 1.0}, {150: 0.0}, "at step 170", "not so far", "memorisation"),
+        ({150: 0.5, 160: 0.5}, {150: 0.0}, "not so far", "not so far", "confusion"),
+    ],
+)
+def test_a_run_that_is_looked_at_late(train, validation, memorized, generalized, outcome):
+    """No kind of run is claimed that hangs on an order which was not seen."""
+    tracker = OnsetTracker(start=150)
+    for step, value in train.items():
+        tracker.update_train(step, value)
+    for step, value in validation.items():
+        tracker.update_validation(step, value)
+    again = OnsetTracker()
+    again.load_state_dict(tracker.state_dict())
+    for events in (tracker.events, again.events):
+        assert (events.when("memorized"), events.when("generalized"), events.outcome) == (memorized, generalized, outcome)
+        assert (events.delay is None) == ("before" in memorized or "not so far" in generalized or "before" in generalized)
+
+
+def test_what_was_never_measured_is_unknown():
     tracker = OnsetTracker()
-    tracker.adopt({"memorized": 10, "generalized": 50})
-    assert (tracker.outcome, tracker.delay) == ("grokking", 40)
-    assert tracker.update_train(60, 1.0) == tracker.update_train(70, 1.0) == []
+    assert tracker.outcome is None
+    for step in (1, 2):
+        tracker.update_train(step, 1.0)
+    assert (tracker.phase, tracker.outcome) == ("memorised", None)
+    tracker.update_validation(2, 0.0)
+    assert tracker.outcome == "memorisation"
+    tracker.restart("validation")
+    assert tracker.outcome is None
+    tracker = OnsetTracker()
+    for step in (1, 2):
+        tracker.update_validation(step, 1.0)
+    assert (tracker.phase, tracker.outcome) == ("generalised", None)
+
+
+@pytest.mark.parametrize("events", [
+    Events({"memorized": 26, "onset": 130, "generalized": 290}, {"train": 0, "validation": 0}),
+    Events({"memorized": 150, "onset": None, "generalized": None}, {"train": 150}),
+    Events({"memorized": None, "onset": None, "generalized": None}),
+])  # fmt: skip
+def test_events_come_back_from_what_is_logged(events):
+    assert Events.of_values(events.values()) == events
 
 
 @pytest.mark.parametrize(
@@ -219,6 +266,7 @@ def test_names_of_the_two_splits_do_not_overlap():
 def fed(values):
     tracker, events = OnsetTracker(), {}
     for step, value in values:
+        tracker.update_train(step, 0.0)
         for event in tracker.update_validation(step, value):
             events[event] = step
     return tracker, events

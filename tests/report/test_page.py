@@ -158,6 +158,52 @@ def test_values_at_the_events():
     assert re.search(r"start\s+memorised\s+generalised\s+end\s+all\s+10\s+0\.476\s+0\.02\s+0\.00999", text)
 
 
+def test_a_run_without_validation_data_says_what_is_unknown():
+    history = History()
+    for step in (0, 10, 20, 30):
+        history.add(step, {"train_acc": float(step > 0), "grok/norm": 1.0})
+    history.add(20, {"grok/onset/train_since": 0.0, "grok/onset/memorized_step": 10.0})
+    text = Reader(run_page(history)).text
+    assert "Memorised at step 10; validation was not measured, so whether the run generalises is unknown." in text
+    assert re.search(r"memorised 10 30 The training data are fitted; validation has not been measured so far\.", text)
+    assert "chance:" not in text
+    assert "unseen data" not in text
+
+
+def test_a_run_that_was_watched_from_its_middle():
+    history = History()
+    for step in (150, 151, 300, 400):
+        history.add(step, {"train_acc": 1.0, "val_acc": float(step >= 300), "grok/norm": 1.0})
+    events = {"train_since": 151.0, "validation_since": 150.0, "memorized_step": 151.0, "onset_step": 300.0}
+    history.add(400, {f"grok/onset/{key}": value for key, value in (events | {"grokked_step": 300.0}).items()})
+    text = Reader(run_page(history)).text
+    assert "Generalised at step 300, memorised at or before step 151: whether late or at once is unknown" in text
+    assert "The run was not watched before step 150." in text
+    assert re.search(r"not watched 0 150 .* memorised 151 300 .* generalised 300 400 ", text)
+    assert summarize(history).outcome is None
+
+
+def test_a_page_of_curves_that_begin_late_says_so():
+    """As the folder in which a resumed run logs: what the detector knew of the first part stands in it again."""
+    history = History()
+    for step in (150, 200, 290, 300):
+        history.add(step, {"train_acc": 1.0, "val_acc": float(step >= 290), "grok/norm": 1.0})
+    known = {"train_since": 0.0, "validation_since": 0.0, "memorized_step": 26.0, "onset_step": 130.0}
+    history.add(150, {f"grok/onset/{key}": value for key, value in known.items()})
+    history.add(300, {"grok/onset/grokked_step": 290.0, "grok/onset/delay": 264.0})
+    text = Reader(run_page(history)).text
+    assert "Grokking: memorised at step 26, generalised at step 290." in text
+    assert "The curves in this folder begin at step 150" in text
+    assert re.search(r"memorising 0 26 .* memorised 26 130 .* generalising 130 290 .* generalised 290 300", text)
+
+
+def test_without_events_and_accuracies_there_is_no_timeline():
+    history = History()
+    for step in (0, 10):
+        history.add(step, {"grok/loss/train": 1.0})
+    assert "Timeline" not in run_page(history)
+
+
 @pytest.mark.parametrize("validation", [0.0, 1.0])
 def test_the_stage_disagrees_with_the_outcome(validation):
     history = History()
@@ -187,7 +233,7 @@ def test_runs_of_every_kind():
     history.add(0, {"grok/norm": 1.0})
     assert "no verdict" in Reader(run_page(history)).text
     history.add(5, {"grok/onset/memorized_step": 3.0})
-    assert "the training data were fitted at step 3" in Reader(run_page(history)).text
+    assert "Memorised at step 3; validation was not measured" in Reader(run_page(history)).text
     with pytest.raises(ValueError, match="was the run monitored"):
         run_page(History())
 
@@ -210,7 +256,7 @@ def test_many_layers_do_not_make_an_endless_page():
     for step in (0, 10):
         history.add(step, {f"grok/norm/layers.{number}.weight": 1.0 + number * step for number in range(500)})
     text = Reader(run_page(history)).text
-    assert "493 more that change less" in text
+    assert "494 more that change less" in text
     assert "440 more curves" in text
 
 

@@ -83,10 +83,51 @@ def test_summary_of_a_grokking_run():
     assert "500" in summary.verdict
 
 
-def test_logged_events_overrule_the_curves():
+def detected(**steps):
+    return {f"grok/onset/{key}": float(step) for key, step in ({"train_since": 0, "validation_since": 0} | steps).items()}
+
+
+def test_a_detectors_events_hold_whatever_the_curves_look_like():
+    """Its target, levels, metrics or direction may be others than the usual."""
     history = grokking_history()
-    history.add(1000, {"grok/onset/grokked_step": 480.0})
-    assert summarize(history).steps["generalized"] == 480
+    history.add(1000, detected(memorized_step=30))
+    summary = summarize(history)
+    assert (summary.outcome, summary.steps) == ("memorisation", {"memorized": 30, "onset": None, "generalized": None})
+    assert summary.remarks == []
+    history.add(1001, detected(onset_step=480, grokked_step=490))
+    assert summarize(history).verdict == "Grokking: memorised at step 30, generalised at step 490."
+    history.add(1002, detected(memorized_step=-1, onset_step=-1, grokked_step=-1))
+    assert summarize(history).outcome == "confusion", "taken back"
+
+
+def test_a_run_without_a_detector_is_judged_with_care():
+    """Two classes: guessing gets half of them right."""
+    history = History()
+    for number, value in enumerate([0.47, 0.5, 0.49, 0.53, 0.52, 0.55, 0.51, 0.52]):
+        history.add(10 * number, {"train_acc": min(0.5 + number / 8, 1.0), "val_acc": value})
+    summary = summarize(history)
+    assert summary.steps == {"memorized": 40, "onset": None, "generalized": None}
+    assert "No detector's events are in this folder" in summary.remarks[0]
+    late = History()
+    for step in (50, 100, 150):
+        late.add(step, {"train_acc": 1.0, "val_acc": 1.0})
+    assert summarize(late).outcome is None, "which came first was not seen"
+    assert "was not watched before step 50" in " ".join(summarize(late).remarks)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_percentages_are_no_accuracies(own):
+    """Of a hundred classes: chance is 1 %, which looks like a share that is perfect."""
+    history = History()
+    for step in range(8):
+        history.add(step, {"train_acc": 12.5 * step, "val_acc": 0.9 + 0.01 * step})
+        if own:
+            history.add(step, {"grok/accuracy/train": 0.125 * step, "grok/accuracy/validation": 0.01})
+    summary = summarize(history)
+    assert {name: max(series.values) for name, series in summary.accuracies.items()} == (
+        {"training": 0.875, "validation": 0.01} if own else {}
+    )
+    assert summary.outcome == ("confusion" if own else None)
 
 
 @pytest.mark.parametrize(
@@ -130,8 +171,8 @@ def test_figure_has_a_panel_a_family_and_marks_every_event():
     assert accuracy.get_xscale() == "log"
     assert "norm" in norm.get_ylabel().lower()
     for axes in figure.axes:
-        marks = [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == "--"]
-        assert marks == [20, 200, 500]
+        marks = [(line.get_xdata()[0], line.get_linestyle()) for line in axes.lines if line.get_linestyle() != "-"]
+        assert marks == [(20, ":"), (200, "-."), (500, "--")]
     assert "grokked" in figure._suptitle.get_text() or "Grokking" in figure._suptitle.get_text()
     curves = dict(zip(legend_of(norm), norm.lines, strict=False))
     assert list(curves) == ["all", "weight"]
@@ -139,13 +180,35 @@ def test_figure_has_a_panel_a_family_and_marks_every_event():
     assert curves["all"].get_xdata()[0] > 0, "step 0 has a place on the logarithmic axis"
 
 
+def test_a_split_has_one_colour_and_no_colour_means_two_things():
+    history = grokking_history()
+    for step in (0, 10, 100):
+        history.add(step, {"grok/loss/train": 1.0 + step, "grok/loss/validation": 2.0})
+        history.add(step, {f"grok/sparsity/layer{i}": 0.1 * i + step for i in range(6)})
+    accuracy, _, loss, sparsity = run_figure(history).axes
+    colors = [[line.get_color() for line in axes.lines if line.get_linestyle() == "-"] for axes in (accuracy, loss, sparsity)]
+    assert colors[0] == colors[1]
+    marks = {line.get_color() for axes in (accuracy, loss) for line in axes.lines if line.get_linestyle() != "-"}
+    assert len({*colors[0], *colors[2], *marks}) == 2 + 6 + 1
+
+
+def test_a_probability_has_a_linear_axis(tmp_path):
+    history = grokking_history()
+    for step, value in [(20, 1e-6), (100, 0.5), (200, 0.9), (300, 0.91)]:
+        history.add(step, {"grok/forecast/probability": value, "grok/forecast/eta_steps": value * 1e6})
+    axes = {one.get_ylabel().split("\n")[0]: one for one in run_figure(history).axes}
+    assert axes["Probability of"].get_yscale() == "linear"
+    assert axes["Probability of"].get_ylim() == (-0.03, 1.05)
+    assert axes["Expected step of"].get_yscale() == "log"
+
+
 def test_figure_of_many_layers_shows_those_that_change(tmp_path):
     history = History()
     for step in (0, 10, 100):
         history.add(step, {f"grok/sparsity/layer{i}": 0.5 + i * step / 1e4 for i in range(20)})
     (axes,) = run_figure(history).axes
-    assert legend_of(axes) == [f"layer{i}" for i in range(13, 20)]
-    assert "13 more" in axes.get_legend().get_title().get_text()
+    assert legend_of(axes) == [f"layer{i}" for i in range(14, 20)]
+    assert "14 more" in axes.get_legend().get_title().get_text()
     run_figure(history).savefig(tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 10_000
 
