@@ -135,7 +135,8 @@ class Session:
 
     def epoch_end(self) -> None:
         """Measure what is due at the end of a training epoch, and take in the module's own metrics."""
-        if self._gathering["train"]:
+        # A run that was interrupted at an epoch's end, and resumed, ends that epoch before a batch has passed.
+        if any(gathering.samples is not None for gathering in self._gathering["train"]):
             # No more will come: the data are fewer than the probe would hold.
             self._settle_train(last=True)
         self.epochs_ended += 1

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 import warnings
 from abc import ABCMeta
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar, cast
 
+import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 from torchmetrics import Metric, MetricCollection
 
 from grok_callbacks._compat import Callback, MisconfigurationException
@@ -33,6 +36,8 @@ Preset = Literal["economy", "standard", "full"]
 MetricT = TypeVar("MetricT", bound=Metric)
 
 _log = logging.getLogger("grok_callbacks")
+
+_MOST_BYTES_OF_SAMPLES = 16 * 2**20
 
 
 class _MonitorType(ABCMeta):
@@ -152,6 +157,7 @@ class Monitor(Callback, metaclass=_MonitorType):
         self._stand_ins: tuple[str, ...] = ()
         self._restored: dict[str, Any] | None = None
         self._warned_of_state = False
+        self._told_of_samples = False
         self._label = type(self).__qualname__
 
     # What a monitor of one's own defines.
@@ -246,13 +252,16 @@ class Monitor(Callback, metaclass=_MonitorType):
 
     def state_dict(self) -> dict[str, Any]:
         """Measurements so far and the metric's state: tensors and plain Python, with a checksum."""
+        return self._state(most_bytes=_MOST_BYTES_OF_SAMPLES)
+
+    def _state(self, *, most_bytes: float) -> dict[str, Any]:
         if self._recorder is None:
             return dict(self._restored or {})
         state = {
             "recorder": self._recorder.state_of(self),
             "metric": metric_state(self.metric),
             "own": self._own_state_to_save(),
-            "samples": self._samples_to_save(),
+            "samples": self._samples_to_save(most_bytes),
         }
         return {**state, "checksum": checksum(self.state_key, state)}
 
@@ -312,19 +321,34 @@ class Monitor(Callback, metaclass=_MonitorType):
         """For :meth:`bind`: what :meth:`own_state` gave in the run that this one goes on from, empty in a run of its own."""
         return (self._restored or {}).get("own") or {}
 
-    def _samples_to_save(self) -> list[dict[str, Any]]:
-        """The samples that a resumed run could not draw again, such as those of data that can only be iterated."""
+    def _samples_to_save(self, most_bytes: float) -> list[dict[str, Any]]:
+        """The samples that a resumed run could not draw again, such as those of data that can only be iterated.
+
+        Args:
+            most_bytes: If they are more, none is saved: checkpoints are many, and should stay about as large as the model.
+        """
         if self._recorder is None:
             return []
         saved: list[dict[str, Any]] = []
+        tensors = _Distinct()
         for number, split in sorted(self.iterated):
             probe = self._recorder.probes[number]
             batch = self._recorder.samples(probe)[split]
             if isinstance(batch, Batch) and is_plain(batch):
                 complete = not (split == "train" and self._recorder.is_growing(probe))
-                content = {"inputs": batch.inputs, "targets": batch.targets, "asked": batch.asked}
+                inputs, targets = tree_map(tensors.of, (batch.inputs, batch.targets))
+                content = {"inputs": inputs, "targets": targets, "asked": batch.asked}
                 saved.append({"probe": number, "split": split, **content, "complete": complete})
-        return saved
+        if tensors.nbytes <= most_bytes:
+            return saved
+        if not self._told_of_samples:
+            self._told_of_samples = True
+            self.announce(
+                f"The probe's samples ({tensors.nbytes / 2**20:.0f} MiB) are not saved in checkpoints, being more than "
+                f"{most_bytes / 2**20:.0f} MiB: a resumed run takes others from the batches that pass, so its curves go on "
+                "with a step. A smaller `size` of the Probe, or its `train` and `validation`, prevents it."
+            )
+        return []
 
     def saved_samples(self, number: int, split: Split) -> SavedSamples | None:
         """Samples of a state that was loaded and not yet taken up."""
@@ -336,7 +360,7 @@ class Monitor(Callback, metaclass=_MonitorType):
     def prepare_to_go_on(self, step: int) -> None:
         """Go on from an earlier fit if the Trainer does, or forget it: a state of later steps is that of another run."""
         if self._restored is None and self._recorder is not None and step > 0:
-            self._restored = self.state_dict()
+            self._restored = self._state(most_bytes=math.inf)
         if self._restored is not None and self._restored["recorder"]["seen"] > step:
             self._restored = None
         self._recorder = None
@@ -408,6 +432,26 @@ class SavedSamples(NamedTuple):
 
     batch: Batch
     is_complete: bool
+
+
+class _Distinct:
+    """Tensors of which equal ones become one, as several probes may have kept the same batches."""
+
+    def __init__(self) -> None:
+        self._tensors: list[Tensor] = []
+
+    def of(self, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        for known in self._tensors:
+            if known.dtype == value.dtype and known.layout == value.layout == torch.strided and torch.equal(known, value):
+                return known
+        self._tensors.append(value)
+        return value
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self._tensors)
 
 
 def _describe(value: Any) -> str:

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from grok_callbacks import Monitor, Probe, default_callbacks
+from grok_callbacks import EverySteps, Monitor, Probe, default_callbacks
+from grok_callbacks.callbacks import monitor as monitor_module
 from tests._common import Plain, Stream, fit, loader, same_weights, samples
 
 
@@ -122,3 +123,56 @@ def test_of_iterable_data_too():
     stream = DataLoader(Stream(samples(100)), 2)
     train, _ = seen(None, stream, max_steps=40)
     assert torch.equal(train, samples(100).tensors[0][:32])
+
+
+# Samples in checkpoints.
+
+
+def streams(**kwargs):
+    return {"train": DataLoader(Stream(samples(32)), 8), "validation": DataLoader(Stream(samples(32, 1)), 8), **kwargs}
+
+
+def test_samples_of_several_probes_are_saved_once_and_no_more_of_them_than_are_looked_at():
+    monitors = [Seen(probe=Probe(size=10)), Seen("validation", probe=Probe(size=10, seed=1))]
+    fit(monitors, **streams(), max_steps=8)
+    saved = monitors[0].state_dict()["samples"]
+    assert [(one["probe"], one["split"]) for one in saved] == [
+        (0, "train"), (0, "validation"), (1, "train"), (1, "validation"),
+    ]  # fmt: skip
+    for first, second in zip(saved[:2], saved[2:], strict=True):
+        assert first["inputs"] is second["inputs"]
+        # A slice would be saved with all that it was cut from.
+        assert len(first["inputs"]) == 10
+        assert first["inputs"].untyped_storage().nbytes() == first["inputs"].nbytes
+
+
+def test_many_samples_are_not_saved(tmp_path, monkeypatch):
+    monkeypatch.setattr(monitor_module, "_MOST_BYTES_OF_SAMPLES", 32 * 7 * 4 + 150)
+    monitor = Seen(probe=Probe(size=30))
+    fit([monitor], None, DataLoader(Stream(samples(32)), 8), max_steps=8)
+    assert len(monitor.state_dict()["samples"]) == 1
+    both = Seen(probe=Probe(size=30), schedule=EverySteps(1))
+    _, made = fit([both], **streams(), max_steps=8)
+    assert both.state_dict()["samples"] == []
+    made.save_checkpoint(tmp_path / "x.ckpt")
+    # Another fit of the same Trainer goes on with what it has.
+    both.prepare_to_go_on(8)
+    assert len(both._restored["samples"]) == 2
+    # A run that is resumed takes others, and goes on when there are enough.
+    resumed = Seen(probe=Probe(size=30), schedule=EverySteps(1))
+    fit([resumed], **streams(), max_steps=16, ckpt_path=tmp_path / "x.ckpt")
+    assert len(resumed.inputs[16]) == 30
+    assert min(resumed.inputs) > 8
+
+
+def test_that_samples_are_not_saved_is_said_once(monkeypatch):
+    monkeypatch.setattr(monitor_module, "_MOST_BYTES_OF_SAMPLES", 100)
+    monitor = Seen()
+    said = []
+    monitor.announce = said.append
+    fit([monitor], **streams(), max_steps=8)
+    monitor.state_dict()
+    monitor.state_dict()
+    assert len(said) == 1
+    assert "not saved in checkpoints" in said[0]
+    assert "`size` of the Probe" in said[0]
