@@ -97,7 +97,7 @@ class Probe(Hashable):
             (of a single logit: binary) and mean squared error otherwise.
 
     Raises:
-        ValueError: If ``size`` is not a whole number of at least 1.
+        ValueError: If ``size`` is not a whole number of at least 1, ``seed`` no whole number, or one of the others no function.
 
     Example:
         >>> import torch
@@ -119,6 +119,11 @@ class Probe(Hashable):
     def __post_init__(self) -> None:
         if self.size is not None and (isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1):
             raise ValueError(f"`size` must be a whole number of at least 1, got {self.size!r}.")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise ValueError(f"`seed` must be a whole number, got {self.seed!r}.")
+        for name in ("unpack", "forward", "loss"):
+            if getattr(self, name) is not None and not callable(getattr(self, name)):
+                raise ValueError(f"`{name}` must be a function, got {getattr(self, name)!r}.")
 
     def __repr__(self) -> str:
         size = [] if self.size is None else [f"size={self.size}"]

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
-__all__ = ["clean_name", "select"]
+__all__ = ["check_patterns", "clean_name", "select"]
 
 # What torch.compile, activation checkpointing and FSDP put into the names of what they wrap.
 _WRAPPERS = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
@@ -36,12 +36,14 @@ def select(names: Iterable[str], patterns: str | Sequence[str], argument: str) -
         The chosen names.
 
     Raises:
-        ValueError: If there is no pattern, one matches nothing, or nothing is left; the message lists the names there are.
+        ValueError: If there is no pattern or one that is no text, one matches nothing, or nothing is left; the message lists
+            the names there are.
 
     Example:
         >>> select(["mlp.0", "mlp.2", "head"], ["mlp.*", "!*.2"], "layers")
         ['mlp.0']
     """
+    check_patterns(patterns, argument)
     available = list(names)
     globs = [patterns] if isinstance(patterns, str) else list(patterns)
     if not globs:
@@ -59,6 +61,22 @@ def select(names: Iterable[str], patterns: str | Sequence[str], argument: str) -
     if not chosen:
         raise ValueError(f"`{argument}`: {globs!r} leaves nothing. {_listing(available)}")
     return chosen
+
+
+def check_patterns(patterns: object, argument: str) -> None:
+    """Refuse what is neither a glob nor several.
+
+    Args:
+        patterns: What was given.
+        argument: The setting, for the error.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    if isinstance(patterns, str):
+        return
+    if not isinstance(patterns, Iterable) or not all(isinstance(glob, str) for glob in patterns):
+        raise ValueError(f"`{argument}` must be a name or a glob, or a list of them, got {patterns!r}.")
 
 
 def _suggestion(glob: str, available: Sequence[str]) -> str:

@@ -52,6 +52,12 @@ def test_a_pattern_that_matches_nothing_lists_what_there_is(patterns):
     assert all(name in str(caught.value) for name in NAMES)
 
 
+@pytest.mark.parametrize("patterns", [5, None, ["embed", 5], [None], 0.5, b"embed"])
+def test_what_is_no_pattern(patterns):
+    with pytest.raises(ValueError, match="`layers` must be a name or a glob, or a list of them"):
+        select(NAMES, patterns, "layers")
+
+
 def test_a_slip_of_the_pen_gets_a_suggestion():
     with pytest.raises(ValueError, match=r"Did you mean 'blocks.0.attn'"):
         select(NAMES, "blocks.0.atn", "layers")

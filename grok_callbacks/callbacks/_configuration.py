@@ -52,6 +52,14 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        """Refuse a key that stands twice, of which YAML would silently take the last."""
+        names = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        twice = sorted({str(name) for name in names if names.count(name) > 1})
+        if twice:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {', '.join(twice)} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
 
 _NUMBER = re.compile(r"[-+]?(?:(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|\.(?:inf|Inf|INF))$|\.(?:nan|NaN|NAN)$")
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+.0123456789"))
@@ -78,7 +86,7 @@ def _built(config: Mapping[str, Any]) -> tuple[list[Any], list[Mixin]]:
     _refuse_unknown(config, _KEYS, "the file")
     if not any(config.get(key) for key in ("preset", "callbacks", "mixins")):
         raise ValueError("nothing to attach: give `preset`, `callbacks` or `mixins`")
-    options = _arguments(Monitor, config.get("options") or {}, "options")
+    options = _arguments(Monitor, _given(config, "options", {}), "options")
     _refuse_unknown(options, _OPTIONS, "`options`")
     listed = [_parts(item, f"callbacks[{number}]") for number, item in enumerate(_list_in(config, "callbacks"))]
     makers = [make for make, _, _ in listed]
@@ -117,10 +125,16 @@ def _mixin(item: Any, where: str) -> Mixin:
 
 
 def _list_in(config: Mapping[str, Any], key: str) -> Sequence[Any]:
-    items = config.get(key) or []
+    items = _given(config, key, [])
     if not isinstance(items, list):
         raise ValueError(f"`{key}` must be a list, not a {type(items).__name__}")
     return items
+
+
+def _given(mapping: Mapping[str, Any], key: str, default: Any) -> Any:
+    """What a key holds; one that is written and left empty has the default, but no other empty value has."""
+    value = mapping.get(key)
+    return default if value is None else value
 
 
 def _refuse_unknown(given: Mapping[Any, Any], known: Sequence[str], where: str) -> None:
@@ -143,7 +157,7 @@ def _parts(item: Any, where: str) -> tuple[Callable[..., Any], Mapping[str, Any]
     if not isinstance(item, Mapping) or not isinstance(item.get("class_path"), str):
         raise ValueError(f"{where}: give a name, or a mapping with `class_path` and `init_args`, not {item!r}")
     _refuse_unknown(item, ("class_path", "init_args"), where)
-    given = item.get("init_args") or {}
+    given = _given(item, "init_args", {})
     if not isinstance(given, Mapping):
         raise ValueError(f"{where}: `init_args` must be a mapping, not a {type(given).__name__}")
     return _imported(item["class_path"], where), given, f"{where}: {item['class_path']}"

@@ -23,6 +23,7 @@ from grok_callbacks.measures import Question
 from grok_callbacks.probe import Batch, Probe, Split
 from grok_callbacks.recorder import Recorder, check_state
 from grok_callbacks.schedule import Budget, LogSpaced, Schedule
+from grok_callbacks.selection import check_patterns
 from grok_callbacks.snapshot import ModelView, Snapshot
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class _MonitorType(ABCMeta):
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         self = super().__call__(*args, **kwargs)
         settings = _given_settings(cls, args, kwargs)
+        _check_globs(cls, settings)
         if settings:
             self._label += f"({', '.join(f'{key}={_describe(value)}' for key, value in settings.items())})"
         return self
@@ -71,6 +73,17 @@ def _given_settings(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     ]
     defaults = {name: parameter.default for one in initialisers for name, parameter in one.parameters.items()}
     return {name: value for name, value in given.items() if not _is_same(value, defaults.get(name, inspect.Parameter.empty))}
+
+
+def _check_globs(cls: type, settings: Mapping[str, Any]) -> None:
+    """Refuse what is no glob at once, for every monitor: a configuration's mistakes should not wait for the model."""
+    parameters = inspect.signature(cast("Any", cls).__init__).parameters
+    for name, value in settings.items():
+        if name in parameters and "str | Sequence[str]" in str(parameters[name].annotation):
+            try:
+                check_patterns(value, name)
+            except ValueError as error:
+                raise MisconfigurationException(str(error)) from error
 
 
 def _is_same(value: Any, default: Any) -> bool:
@@ -131,7 +144,7 @@ class Monitor(Callback, metaclass=_MonitorType):
         budget: float | Budget | None = None,
         on_error: Literal["warn", "raise"] = "warn",
     ) -> None:
-        if not prefix or prefix.endswith("/"):
+        if not isinstance(prefix, str) or not prefix or prefix.endswith("/"):
             raise MisconfigurationException(f"`prefix` must be a name without a slash at its end, got {prefix!r}.")
         if on_error not in ("warn", "raise"):
             raise MisconfigurationException(f"`on_error` must be 'warn' or 'raise', got {on_error!r}.")

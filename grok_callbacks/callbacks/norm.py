@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from grok_callbacks._compat import MisconfigurationException
 from grok_callbacks.callbacks.monitor import Monitor
+from grok_callbacks.functional.norm import check_order
 from grok_callbacks.metrics import ParameterNorm
 from grok_callbacks.snapshot import ModelView, Snapshot
 
@@ -36,6 +38,9 @@ class NormMonitor(Monitor):
         ord: Order of the norm, positive, ``inf`` for the largest magnitude.
         **kwargs: See :class:`~grok_callbacks.Monitor`.
 
+    Raises:
+        MisconfigurationException: If ``ord`` is not a positive number.
+
     Example:
         >>> import torch
         >>> from grok_callbacks import NormMonitor, Recorder
@@ -50,6 +55,10 @@ class NormMonitor(Monitor):
 
     def __init__(self, parameters: str | Sequence[str] | None = None, ord: float = 2.0, **kwargs: Any) -> None:  # noqa: A002
         super().__init__(**kwargs)
+        try:
+            check_order(ord)
+        except ValueError as error:
+            raise MisconfigurationException(str(error)) from error
         self.parameters = parameters
         self.ord = ord
         self._metrics: dict[str, ParameterNorm] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -72,10 +73,10 @@ def norm_of_entries(tensor: Tensor, ord: float) -> Tensor:  # noqa: A002
     return largest * norm
 
 
-def check_order(ord: float) -> None:  # noqa: A002
+def check_order(ord: object) -> None:  # noqa: A002
     """Refuse orders that give no norm."""
-    if not ord > 0:
-        raise ValueError(f"`ord` must be positive, got {ord!r}.")
+    if isinstance(ord, bool) or not isinstance(ord, Real) or not float(ord) > 0:
+        raise ValueError(f"`ord` must be a positive number, got {ord!r}.")
 
 
 def _as_list(tensors: Tensor | Iterable[Tensor] | Mapping[str, Tensor]) -> list[Tensor]:

@@ -7,6 +7,7 @@ import warnings
 import lightning.pytorch as L
 import pytest
 from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.summary.writer import event_file_writer
 from torch.utils.tensorboard import SummaryWriter
 
 from grok_callbacks import EverySteps
@@ -15,6 +16,12 @@ from grok_callbacks.report import read_run
 from tests._common import Counting, Plain, events, fit, loader
 
 LONG, SHORT = 12, 5
+
+
+@pytest.fixture(autouse=True)
+def _files_in_order(monkeypatch):
+    """TensorBoard reads files by their names; those of one second end in a counter, of which 10 would stand before 9."""
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(100))
 
 
 class Told(Plain):

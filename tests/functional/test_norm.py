@@ -94,9 +94,9 @@ def test_leaves_parameters_alone():
     assert parameter.tolist() == [3, 4]
 
 
-@pytest.mark.parametrize("ord", [0, -1, math.nan, -INF])
+@pytest.mark.parametrize("ord", [0, -1, math.nan, -INF, "abc", True, None])
 def test_refuses_orders(ord):  # noqa: A002
-    with pytest.raises(ValueError, match="`ord` must be positive"):
+    with pytest.raises(ValueError, match="`ord` must be a positive number"):
         parameter_norm(torch.ones(2), ord)
 
 

@@ -58,7 +58,7 @@ def test_what_is_not_finite_stays_until_reset():
 
 
 def test_refuses_bad_arguments():
-    with pytest.raises(ValueError, match="`ord` must be positive"):
+    with pytest.raises(ValueError, match="`ord` must be a positive number"):
         ParameterNorm(ord=0)
     with pytest.raises(ValueError, match="`distribution` must be"):
         ParameterNorm(distribution="summed")
