@@ -186,4 +186,4 @@ def test_works_where_pytorch_lightning_is_not_installed(monkeypatch):
 
 def test_the_base_has_both_bases():
     assert Callback.__mro__[1:3] == (lightning.Callback, pytorch_lightning.Callback)
-    assert repr(Probe()) == "Probe(size=256, seed=0)"
+    assert repr(Probe()) == "Probe(seed=0)"
