@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ["begins_anew", "mark_begun", "mark_ended", "was_interrupted"]
+__all__ = ["begins_anew", "holds", "mark_begun", "mark_ended", "was_interrupted"]
 
 _MARK = "grok_callbacks: fit %s at %020d"
 # Found in the bytes of a file, whatever its size, without reading its records.
@@ -43,14 +43,23 @@ def was_interrupted(folder: Path) -> bool:
     return bool(marks) and max(marks)[1] == b"begun"
 
 
+def holds(folder: Path, key: str) -> bool:
+    """Whether a folder's event files have a curve of this name."""
+    return any(_search(file, re.compile(re.escape(key.encode()))) for file in folder.glob("events.out.tfevents.*"))
+
+
 def _marks(file: Path) -> list[tuple[bytes, bytes]]:
-    # Files that are empty, gone by now or not ours to read have none.
+    return [(moment, what) for what, moment in _search(file, _MARKS)]
+
+
+def _search(file: Path, pattern: re.Pattern[bytes]) -> list[Any]:
+    # In files that are empty, gone by now or not ours to read there is nothing.
     with (
         suppress(OSError, ValueError),
         file.open("rb") as stream,
         mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content,
     ):
-        return [(found[2], found[1]) for found in _MARKS.finditer(content)]
+        return pattern.findall(content)
     return []
 
 

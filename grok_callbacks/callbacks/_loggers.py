@@ -16,18 +16,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
-    "RESERVE",
-    "add_figures",
-    "add_layout",
-    "add_texts",
-    "excuse",
-    "flush",
-    "holds_figures",
-    "is_short_of_space",
-    "layout",
-    "mark_begun",
-    "mark_ended",
-]
+    "RESERVE", "add_figures", "add_layout", "add_texts", "excuse", "flush", "holds_figures", "is_short_of_space", "layout",
+    "mark_begun", "mark_ended", "unheard",
+]  # fmt: skip
 
 #: MiB of a disk that are left to the run itself: more than all that is ever written at one step.
 RESERVE = 16
@@ -126,6 +117,14 @@ def mark_ended(logger: Any, step: int) -> None:
     writer = _tensorboard(logger)
     if writer is not None:
         _fits.mark_ended(writer, step)
+
+
+def unheard(logger: Any, values: Mapping[str, float]) -> dict[str, float]:
+    """Those values whose curves a logger has not; all of them where that cannot be seen, and telling it twice does no harm."""
+    writer = _tensorboard(logger)
+    if writer is None:
+        return dict(values)
+    return {key: value for key, value in values.items() if not _fits.holds(Path(writer.log_dir), key)}
 
 
 def add_texts(logger: Any, texts: Mapping[str, str], step: int) -> None:

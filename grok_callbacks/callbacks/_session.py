@@ -313,9 +313,22 @@ class Session:
         self._put_in_callback_metrics(self.recorder.latest)
         if self.recorder.history:
             self._update_words()
+            self._publish_standing()
         steps = [self.recorder.history[key].steps[-1] for key in self.recorder.latest]
         if steps:
             self._next_figure_step = self._figure_schedule.next_step(max(*steps, _FIRST_FIGURE - 1))
+
+    def _publish_standing(self) -> None:
+        """Tell a logger whose log begins with this fit what holds from before: its reader has nothing else to go by."""
+        standing = {f"{monitor.prefix}/{key}": value for monitor in self.monitors for key, value in monitor.standing().items()}
+
+        def publish(logger: Any) -> None:
+            values = _loggers.unheard(logger, standing)
+            if values:
+                logger.log_metrics(values, step=self.trainer.global_step)
+
+        for logger in self._working_loggers() if standing else ():
+            self._try(logger, partial(publish, logger))
 
     def _record_event(self, event: Any) -> None:
         assert self.recorder is not None

@@ -219,6 +219,13 @@ class Monitor(Callback, metaclass=_MonitorType):
         """Texts in Markdown by key, without the prefix; TensorBoard gets each whenever it has changed."""
         return {}
 
+    def standing(self) -> Mapping[str, float]:
+        """What was logged once and holds ever since, by key, without the prefix.
+
+        A resumed run logs it again where it begins a log of its own.
+        """
+        return {}
+
     def status(self) -> Mapping[str, str]:
         """What the progress bar shows beside the user's metrics, a word or two by name."""
         return {}
