@@ -6,6 +6,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from grok_callbacks.report import RunSummary
 
 __all__ = ["main"]
 
@@ -27,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return int(options.run(options))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"grok-callbacks: {error}", file=sys.stderr)
         return 2
 
@@ -77,7 +81,7 @@ def _run_demo(options: argparse.Namespace) -> int:
         task=options.task,
         preset=options.preset,
     )
-    print(f"Outcome: {outcome}.")
+    print(f"Outcome: {outcome or 'unknown'}.")
     print(f"Curves: tensorboard --logdir {run_dir}")
     return _draw(run_dir, run_dir / f"{REPORT_NAME}.png")
 
@@ -95,8 +99,9 @@ def _draw(run_dir: Path, output: Path) -> int:
     summary = summarize(history)
     figure = run_figure(history, title=str(run_dir), summary=summary)
     output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output, dpi=130)
-    print(summary.verdict)
+    # Without a format matplotlib would write to another file than the one that was named.
+    figure.savefig(output, dpi=130, format=output.suffix[1:] or "png")
+    _say(summary)
     print(f"Figure: {output}")
     return 0
 
@@ -111,9 +116,13 @@ def _write_page(run_dir: Path, output: Path) -> int:
     page = run_page(history, title=str(run_dir), summary=summary, settings="" if text == "{}" else text)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(page, encoding="utf-8")
-    print(summary.verdict)
+    _say(summary)
     print(f"Page: {output}")
     return 0
+
+
+def _say(summary: RunSummary) -> None:
+    print("\n".join([summary.verdict, *summary.remarks]))
 
 
 if __name__ == "__main__":

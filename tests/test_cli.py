@@ -51,3 +51,20 @@ def test_mistakes_are_one_line(tmp_path, capsys):
     assert "no TensorBoard event file" in capsys.readouterr().err
     assert main(["demo", "--output", str(tmp_path), "--task", "nonsense"]) == 2
     assert "nonsense" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("output", ["", "file/figure.png", "figure.unknown", "\0"])
+def test_an_output_that_cannot_be_written_is_one_line(tmp_path, capsys, output):
+    (tmp_path / "file").touch()
+    (tmp_path / "metrics.csv").write_text("step,grok/norm\n0,1.0\n")
+    assert main(["report", str(tmp_path), "--output", f"{tmp_path}/{output}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("grok-callbacks: ")
+
+
+def test_remarks_are_printed(tmp_path, capsys):
+    (tmp_path / "metrics.csv").write_text("step,train_acc,grok/norm\n0,0.0,inf\n10,1.0,1e300\n")
+    assert main(["report", str(tmp_path), "--html"]) == 0
+    out = capsys.readouterr().out
+    assert "No detector's events are in this folder" in out
+    assert "left out of grok/norm" in out

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 from grok_callbacks.history import History, Series
@@ -14,7 +16,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["charts_of", "draw_accuracies", "draw_chart", "mark_events", "run_figure", "set_step_axis"]
+__all__ = ["charts_of", "draw_accuracies", "draw_chart", "literal", "mark_events", "run_figure", "set_step_axis"]
+
+# Characters that are seen only by what they do, such as to turn the order of the letters round.
+_UNSEEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart: two for the two splits wherever they stand, the others for
 # layers and the like, with two of Tol's. Grey is for the run as a whole, its events and phases: no colour means two things.
@@ -23,6 +28,8 @@ _COLORS = ("#D55E00", "#009E73", "#56B4E9", "#E69F00", "#882255", "#999933")
 _MOST_CURVES = len(_COLORS)
 _EVENT_COLOR = "#777777"
 _EVENT_STYLES = {"memorized": (":", "memorised"), "onset": ("-.", "onset"), "generalized": ("--", "generalised")}
+# Letters of a heading that a figure has room for.
+_LETTERS = 95
 # Two labels above a panel whose steps are less than this many times apart would overlap.
 _CLOSE = 4.0
 
@@ -67,17 +74,29 @@ def run_figure(history: History, title: str = "", *, summary: RunSummary | None 
         accuracies.legend(loc="center left", fontsize=8, frameon=False)
     for panel, (chart, curves) in zip(panels, charts.items(), strict=True):
         shown = draw_chart(panel, chart, curves)
-        panel.set_ylabel(_in_lines(chart.title), fontsize=8, parse_math=False)
+        panel.set_ylabel(_in_lines(literal(chart.title)), fontsize=8, parse_math=False)
         _add_legend(panel, shown, len(curves))
     for panel in axes:
         mark_events(panel, summary)
     _label_events(axes[0], summary)
     set_step_axis(axes[-1], history)
     axes[-1].set_xlabel("Optimiser steps (logarithmic; the first point is the network before training)", fontsize=9)
-    figure.suptitle("\n".join(filter(None, [title, summary.verdict])), fontsize=11, parse_math=False)
+    heading = filter(None, [literal(title), fill(summary.verdict, _LETTERS)])
+    figure.suptitle("\n".join(heading), fontsize=11, parse_math=False)
     if summary.remarks:
-        figure.supxlabel("\n".join(summary.remarks), fontsize=8, parse_math=False, wrap=True)
+        remarks = "\n".join(fill(literal(remark), round(1.3 * _LETTERS)) for remark in summary.remarks)
+        figure.supxlabel(remarks, fontsize=8, parse_math=False)
     return figure
+
+
+def literal(text: str) -> str:
+    r"""A string of the user's with what cannot be seen spelled out.
+
+    Example:
+        >>> print(literal("\u202eevil"))
+        \u202eevil
+    """
+    return _UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def charts_of(history: History, prefix: str = "grok") -> dict[Chart, dict[str, Series]]:
@@ -153,7 +172,7 @@ def _add_legend(axes: Axes, shown: Mapping[str, str], number: int) -> None:
     )  # fmt: skip
     for text, name in zip(legend.get_texts(), shown, strict=True):
         text.set_parse_math(False)
-        text.set_text(name)
+        text.set_text(literal(name))
 
 
 def _relative_change(series: Series) -> float:

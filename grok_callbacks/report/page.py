@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import html
 import io
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from html import escape
 from itertools import count, groupby
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ from grok_callbacks.forecast.onset import Outcome, is_share, phase_at
 from grok_callbacks.forecast.words import meaning_of
 from grok_callbacks.history import History, Series
 from grok_callbacks.measures import MEASURES, QUESTIONS, Chart
-from grok_callbacks.report.figure import charts_of, draw_accuracies, draw_chart, mark_events, set_step_axis
+from grok_callbacks.report.figure import charts_of, draw_accuracies, draw_chart, literal, mark_events, set_step_axis
 from grok_callbacks.report.summary import RunSummary, is_drawable, last_step, summarize
 
 if TYPE_CHECKING:
@@ -97,10 +97,10 @@ class _Page:
     def parts(self, title: str, settings: str) -> Iterator[str]:
         """The document, piece by piece."""
         outcome = self.summary.outcome
-        yield _HEAD.replace("TITLE", escape(title or "A run"))
-        yield f'<header><p class="run">{escape(title)}</p><h1>{escape(_first_sentence(self.summary.verdict))}</h1>'
+        yield _HEAD.replace("TITLE", _escaped(title or "A run"))
+        yield f'<header><p class="run">{_escaped(title)}</p><h1>{_escaped(_first_sentence(self.summary.verdict))}</h1>'
         explanation = (_rest(self.summary.verdict), _OUTCOMES[outcome] if outcome else "", *self.summary.remarks)
-        yield "".join(f"<p>{escape(text)}</p>" for text in explanation if text)
+        yield "".join(f"<p>{_escaped(text)}</p>" for text in explanation if text)
         yield f"{self._forecast()}</header>"
         timeline = self._timeline() + self._stages()
         if timeline:
@@ -111,14 +111,14 @@ class _Page:
         for question in (*QUESTIONS, "Other measures"):
             asked = [family for family in families if _question(family) == question]
             if asked:
-                yield f"<section><h2>{escape(question)}</h2>"
+                yield f"<section><h2>{_escaped(question)}</h2>"
                 yield "".join(self._family(family, families[family]) for family in asked)
                 yield "</section>"
         missing = [measure.title for family, measure in MEASURES.items() if family not in families and family not in _UNLISTED]
         if missing:
-            yield f"<section><h2>Not measured in this run</h2><p>{escape(', '.join(missing))}.</p></section>"
+            yield f"<section><h2>Not measured in this run</h2><p>{_escaped(', '.join(missing))}.</p></section>"
         if settings:
-            yield f"<section><h2>Settings</h2><pre>{escape(settings)}</pre></section>"
+            yield f"<section><h2>Settings</h2><pre>{_escaped(settings)}</pre></section>"
         yield f"<footer>{len(self.history)} curves up to step {self.last:,}. Made by grok-callbacks {__version__}.</footer>"
         yield "</main></body></html>\n"
 
@@ -140,7 +140,7 @@ class _Page:
             mark_events(axes, self.summary)
         set_step_axis((below or [strip])[0], self.history)
         rows = [
-            [f'<span class="phase">{_swatch(_SHADES[phase])}{phase}</span>', f"{start:,}", f"{end:,}", escape(meaning)]
+            [f'<span class="phase">{_swatch(_SHADES[phase])}{phase}</span>', f"{start:,}", f"{end:,}", _escaped(meaning)]
             for phase, start, end, meaning in phases
         ]
         return (
@@ -154,7 +154,7 @@ class _Page:
         """When the events came."""
         events = self.summary.events
         words = {"memorized": "memorised", "onset": "onset", "generalized": "generalised"}
-        return escape(_capitalised("; ".join(f"{word} {events.when(event)}" for event, word in words.items())))
+        return _escaped(_capitalised("; ".join(f"{word} {events.when(event)}" for event, word in words.items())))
 
     def _phases(self) -> list[tuple[str, int, int, str]]:
         """Name, first and last step and meaning of each phase, beginning where the run was first looked at."""
@@ -178,9 +178,9 @@ class _Page:
         for step, value in zip(stages.steps, stages.values, strict=True):
             if value in _STAGES:
                 begun.setdefault(int(value), step)
-        rows = [[escape(_STAGES[stage]), f"{step:,}"] for stage, step in sorted(begun.items())]
+        rows = [[_escaped(_STAGES[stage]), f"{step:,}"] for stage, step in sorted(begun.items())]
         note = _rest(self.summary.verdict) or "A stage is no verdict on generalisation."
-        return f"<h3>Stages of feature learning</h3>{_table(['stage', 'from step'], rows)}<p>{escape(note)}</p>"
+        return f"<h3>Stages of feature learning</h3>{_table(['stage', 'from step'], rows)}<p>{_escaped(note)}</p>"
 
     def _forecast(self) -> str:
         series = {
@@ -196,7 +196,7 @@ class _Page:
             sentence += f", if so around step {eta:,.0f}"
         if is_drawable(lower) and is_drawable(upper):
             sentence += f" (80% interval: {lower:,.0f} to {upper:,.0f})"
-        return f"<p>{escape(sentence)}.</p>"
+        return f"<p>{_escaped(sentence)}.</p>"
 
     # Measures.
 
@@ -204,17 +204,17 @@ class _Page:
         measure = MEASURES.get(family)
         title = measure.title if measure else next(iter(charts)).title
         meaning = measure.meaning if measure else "A measure of this project's own."
-        parts = [f"<article><h3>{escape(title)}</h3><p>{escape(meaning)}</p>"]
+        parts = [f"<article><h3>{_escaped(title)}</h3><p>{_escaped(meaning)}</p>"]
         for chart, curves in charts.items():
             if chart.title != title:
-                parts.append(f"<h4>{escape(chart.title)}</h4>")
+                parts.append(f"<h4>{_escaped(chart.title)}</h4>")
             parts.append(self._chart(chart, curves))
         parts.append(self._values({name: series for curves in charts.values() for name, series in curves.items()}))
         if measure and measure.sources:
             links = [
-                f'<a href="https://arxiv.org/abs/{source.arxiv}">{escape(source.authors)}</a>'
+                f'<a href="https://arxiv.org/abs/{source.arxiv}">{_escaped(source.authors)}</a>'
                 if source.arxiv
-                else escape(source.authors)
+                else _escaped(source.authors)
                 for source in measure.sources
             ]
             parts.append(f'<p class="source">Source: {"; ".join(links)}</p>')
@@ -236,7 +236,7 @@ class _Page:
         moments = {word: step for word, step in events.items() if step is not None}
         rows = [
             [
-                escape(name),
+                _escaped(name),
                 *(_number(series.at(step) if word != "start" else series.values[0]) for word, step in moments.items()),
             ]
             for name, series in list(curves.items())[:_MOST_ROWS]
@@ -246,9 +246,9 @@ class _Page:
 
     def _svg(self, figure: Figure, words: str, legend: Iterable[tuple[str, str]]) -> str:
         drawing = _to_svg(figure, f"f{next(self._numbers)}-")
-        entries = "".join(f"<li>{_swatch(color) if color else ''}{escape(name)}</li>" for name, color in legend)
+        entries = "".join(f"<li>{_swatch(color) if color else ''}{_escaped(name)}</li>" for name, color in legend)
         caption = f"<figcaption><ul>{entries}</ul></figcaption>" if entries else ""
-        return f'<figure role="img" aria-label="{escape(words)}">{drawing}{caption}</figure>'
+        return f'<figure role="img" aria-label="{_escaped(words)}">{drawing}{caption}</figure>'
 
 
 _MOMENTS = {"memorised": "memorized", "generalised": "generalized"}
@@ -256,6 +256,11 @@ _MOMENTS = {"memorised": "memorized", "generalised": "generalized"}
 
 def _question(family: str) -> str:
     return MEASURES[family].question if family in MEASURES else "Other measures"
+
+
+def _escaped(text: str) -> str:
+    """Text from outside, literally."""
+    return html.escape(literal(text))
 
 
 def _first_sentence(verdict: str) -> str:

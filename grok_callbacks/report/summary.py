@@ -72,8 +72,12 @@ def summarize(history: History, thresholds: Thresholds | None = None, prefix: st
     """
     accuracies = _accuracies(history, prefix)
     logged, remarks = _logged_events(history, prefix)
-    events = Events.of_values(logged) if logged else _judged(accuracies, thresholds)
-    if accuracies and not logged:
+    is_detected = any(value >= 0 for value in logged.values())
+    events = Events.of_values(logged) if is_detected else _judged(accuracies, thresholds)
+    if is_detected and not any(key.endswith("_since") for key in logged):
+        # From before detectors logged what they saw.
+        events = replace(events, since={"train" if name == "training" else name: 0 for name in accuracies} | {**events.since})
+    if accuracies and not is_detected:
         remarks.append(
             "No detector's events are in this folder, so the verdict rests on the accuracy curves and on usual levels alone."
         )
@@ -149,8 +153,6 @@ def _of_a_late_beginning(events: Events, first: int) -> list[str]:
 
 
 def _of_what_cannot_be_drawn(history: History, prefix: str) -> list[str]:
-    broken = [
-        key for key, series in history.items()
-        if key.startswith(f"{prefix}/") and any(math.isfinite(value) and not is_drawable(value) for value in series.values)
-    ]  # fmt: skip
+    measures = (key for key in history if key.startswith(f"{prefix}/") and not key.startswith(f"{prefix}/onset/"))
+    broken = [key for key in measures if any(math.isfinite(value) and not is_drawable(value) for value in history[key].values)]
     return [f"Values too large to be drawn are left out of {', '.join(broken)}."] if broken else []

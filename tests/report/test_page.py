@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from html.parser import HTMLParser
 
 import pytest
@@ -12,7 +13,7 @@ from lightning.pytorch.loggers import CSVLogger
 from grok_callbacks.__main__ import main
 from grok_callbacks.history import History
 from grok_callbacks.measures import MEASURES
-from grok_callbacks.report import read_run, run_page, summarize
+from grok_callbacks.report import read_run, run_figure, run_page, summarize
 from tests.report.test_report import grokking_history, write_events
 
 EVIL = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>&amp;"
@@ -125,6 +126,32 @@ def test_what_comes_from_outside_is_shown_literally():
     assert not [name for name, _ in reader.attributes if name.startswith("on")]
     assert reader.text.count("<script>alert('x')</script>") >= 4
     assert "&amp;" in reader.text
+
+
+def test_what_turns_the_letters_round_is_spelled_out(tmp_path):
+    history = grokking_history()
+    name = "\u202egpj.evil\u2066"
+    for step in (0, 10):
+        history.add(step, {f"grok/norm/{name}": 1.0 + step, f"grok/{name}": 2.0 + step})
+    page = run_page(history, title=name, settings=f"note: {name}\nlr: 1")
+    assert "\u202e" not in page
+    assert "\u2066" not in page
+    assert Reader(page).text.count("\\u202egpj.evil\\u2066") >= 4
+    assert "\\u2066\nlr: 1" in Reader(page).text
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run_figure(history, title=name).savefig(tmp_path / "figure.png")
+
+
+def test_a_run_ends_where_it_ended():
+    """Lightning's own curves stand one step before the step that they tell of, and so does its curve of the epoch."""
+    history = History()
+    for step in range(0, 2000, 100):
+        history.add(step, {"grok/accuracy/train": float(step > 100), "grok/accuracy/validation": 0.0})
+    history.add(1999, {"train_loss": 0.1, "epoch": 0.0})
+    text = Reader(run_page(history)).text
+    assert re.search(r"memorised 200 2,000 ", text)
+    assert "up to step 2,000." in text
 
 
 def test_a_hostile_folder_and_hostile_settings(tmp_path, capsys):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import warnings
 
 import pytest
 from lightning.pytorch.loggers import CSVLogger
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from torch.utils.tensorboard import SummaryWriter
 
 from grok_callbacks.history import History
-from grok_callbacks.report import read_run, run_figure, summarize
+from grok_callbacks.report import find_run, read_run, run_figure, run_page, summarize
 
 
 def write_events(folder, points):
@@ -75,6 +77,47 @@ def test_several_runs_are_named(tmp_path):
         read_run(tmp_path)
 
 
+def test_the_folder_itself_wins_over_those_below(tmp_path):
+    """``add_scalars`` makes a folder of its own for each curve."""
+    writer = SummaryWriter(str(tmp_path))
+    writer.add_scalar("grok/norm", 1.0, 0)
+    writer.add_scalars("compared", {"a": 1.0, "b": 2.0}, 0)
+    writer.close()
+    assert len(list(tmp_path.rglob("events*"))) == 3
+    assert find_run(tmp_path) == tmp_path
+    assert set(read_run(tmp_path)) == {"grok/norm"}
+
+
+def test_events_are_read_one_at_a_time(tmp_path, monkeypatch):
+    """All of a long run's at once would take a gigabyte."""
+    write_events(tmp_path, [(step, {"grok/norm": 1.0}) for step in range(50)])
+    said, load, add = [], EventFileLoader.Load, History.add
+
+    def loaded(self):
+        for event in load(self):
+            said.append("read")
+            yield event
+
+    monkeypatch.setattr(EventFileLoader, "Load", loaded)
+    monkeypatch.setattr(History, "add", lambda self, *args: [add(self, *args), said.append("kept")])
+    assert len(read_run(tmp_path)["grok/norm"]) == 50
+    assert said[-100:] == ["read", "kept"] * 50
+
+
+def test_a_table_of_long_cells_and_impossible_steps(tmp_path):
+    cell = "a" * 200_000
+    (tmp_path / "metrics.csv").write_text(f'step,grok/norm,note\n0,1.0,"{cell}"\n1e300,2.0,\nnan,2.0,\n5,3.0,\n')
+    with pytest.warns(UserWarning, match=r"metrics.csv: rows are left out .* 2 of them"):
+        assert read_run(tmp_path)["grok/norm"].steps == [0, 5]
+    assert csv.field_size_limit() < 200_000, "the limit is the process's, not ours"
+
+
+def test_a_folder_with_the_name_of_a_table_is_none(tmp_path):
+    (tmp_path / "metrics.csv").mkdir()
+    with pytest.raises(ValueError, match="no TensorBoard event file"):
+        read_run(tmp_path)
+
+
 def test_summary_of_a_grokking_run():
     summary = summarize(grokking_history())
     assert summary.outcome == "grokking"
@@ -113,6 +156,37 @@ def test_a_run_without_a_detector_is_judged_with_care():
         late.add(step, {"train_acc": 1.0, "val_acc": 1.0})
     assert summarize(late).outcome is None, "which came first was not seen"
     assert "was not watched before step 50" in " ".join(summarize(late).remarks)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e300])
+def test_events_that_are_no_steps_are_left_out_and_named(tmp_path, value):
+    history = grokking_history()
+    history.add(1000, detected(memorized_step=30, onset_step=200) | {"grok/onset/grokked_step": value})
+    summary = summarize(history)
+    assert summary.steps == {"memorized": 30, "onset": 200, "generalized": None}
+    assert "grok/onset/grokked_step" in summary.remarks[0]
+    run_page(history)
+    run_figure(history).savefig(tmp_path / "figure.png")
+
+
+def test_events_without_a_word_on_what_was_watched():
+    """As detectors logged them once: a metric whose curve is there was watched."""
+    history = grokking_history()
+    history.add(1000, {"grok/onset/memorized_step": 30.0})
+    assert summarize(history).outcome == "memorisation"
+
+
+@pytest.mark.parametrize("values", [[1e308, -1e308, 1e-320, 5.0], [1.0, 1e200, 2.0, 1e308], [1e-310, 1.0, 2.0, 3.0]])
+def test_values_that_no_figure_can_show(tmp_path, values):
+    history = grokking_history()
+    for step, value in zip((0, 1, 10, 100), values, strict=True):
+        history.add(step, {"grok/loss/train": value, "grok/forecast/eta_steps": value, "grok/forecast/probability": value})
+    summary = summarize(history)
+    assert any("grok/loss/train" in remark for remark in summary.remarks) == (max(map(abs, values)) > 1e100)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run_figure(history).savefig(tmp_path / "figure.png")
+        assert "0" * 50 not in run_page(history)
 
 
 @pytest.mark.parametrize("own", [True, False])
