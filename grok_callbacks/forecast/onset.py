@@ -117,7 +117,9 @@ class Events:
     def when(self, event: str) -> str:
         """When an event came, in words."""
         step = self.steps.get(event)
-        return "not so far" if step is None else f"{'at or before' if self.is_bound(event) else 'at'} step {step:,}"
+        if step is None:
+            return "not so far" if _SPLITS[event] in self.since else "not measured"
+        return f"{'at or before' if self.is_bound(event) else 'at'} step {step:,}"
 
     def values(self) -> dict[str, float]:
         """What is logged of them by key, without the prefix; -1 for what has not come.

@@ -9,15 +9,19 @@ import random
 import struct
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 
+import lightning.pytorch as L
 import pytest
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import SummaryWriter
 
+from grok_callbacks import EverySteps, NormMonitor
 from grok_callbacks.report import read_run, summarize
-from tests._common import events
+from tests._common import events, fit
 
 ROOT = Path(__file__).parents[2]
 KILLS, SEED = 20, 1
@@ -84,6 +88,23 @@ def _those_left(wanted, found):
     """
     assert len(found) >= len(wanted) - 2
     return {step: value for step, value in wanted.items() if step in found}
+
+
+@pytest.mark.parametrize("kind", [TensorBoardLogger, CSVLogger])
+def test_what_a_checkpoint_knows_is_on_disk(tmp_path, monkeypatch, kind):
+    """However long a disk takes: a kill right behind the checkpoint loses nothing of what came before."""
+    write = RecordWriter.write
+    monkeypatch.setattr(RecordWriter, "write", lambda self, data: [time.sleep(0.01), write(self, data)])
+    found, monitor = [], NormMonitor(schedule=EverySteps(1))
+
+    class Look(L.Callback):
+        def on_train_batch_end(self, trainer, *args):
+            if trainer.global_step in (3, 7):
+                trainer.save_checkpoint(tmp_path / "x.ckpt")
+                found.append((read_run(tmp_path)["grok/norm"].steps, list(monitor.history["grok/norm"].steps)))
+
+    fit([monitor, Look()], max_steps=9, logger=kind(tmp_path, name="", version=""))
+    assert found == [(list(range(4)), list(range(4))), (list(range(8)), list(range(8)))]
 
 
 # Files as a kill, a full disk or a bad one leaves them.

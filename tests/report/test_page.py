@@ -193,6 +193,7 @@ def test_a_run_without_validation_data_says_what_is_unknown():
     text = Reader(run_page(history)).text
     assert "Memorised at step 10; validation was not measured, so whether the run generalises is unknown." in text
     assert re.search(r"memorised 10 30 The training data are fitted; validation has not been measured so far\.", text)
+    assert "Memorised at step 10; onset not measured; generalised not measured." in text
     assert "chance:" not in text
     assert "unseen data" not in text
 
