@@ -34,7 +34,8 @@ _OUTCOMES: Mapping[Outcome, str] = {
 _UNWATCHED = "not watched"
 # Shades of one grey: colours are for curves.
 _SHADES: Mapping[str, str] = {
-    _UNWATCHED: "#f2f2f2", "memorising": "#d9d9d9", "memorised": "#b5b5b5", "generalising": "#8f8f8f", "generalised": "#666666",
+    _UNWATCHED: "transparent", "memorising": "#d9d9d9", "memorised": "#b5b5b5", "generalising": "#8f8f8f",
+    "generalised": "#666666",
 }  # fmt: skip
 _STAGES = {
     1: "I, lazy: the last layer fits random features",
@@ -324,9 +325,11 @@ def _draw_phases(axes: Axes, phases: Iterable[tuple[str, int, int]], last: int) 
     whole = math.log(max(last, 1) / 0.5) or 1.0
     for phase, start, end in phases:
         left, right = max(start, 0.45), max(end, 0.5)
-        axes.axvspan(left, right, color=_SHADES[phase], linewidth=0)
+        if phase != _UNWATCHED:
+            axes.axvspan(left, right, color=_SHADES[phase], linewidth=0)
         if math.log(right / left) / whole > 0.016 * len(phase):
-            ink = "#ffffff" if phase == "generalised" else "#111111"
+            # Black is the page's own ink.
+            ink = {"generalised": "#ffffff", _UNWATCHED: "#000000"}.get(phase, "#111111")
             axes.text(math.sqrt(left * right), 0.5, phase, ha="center", va="center", fontsize=8, color=ink, clip_on=True)
     axes.set_ylim(0, 1)
     axes.set_yticks([])
