@@ -259,6 +259,22 @@ class Probe(Hashable):
             "Set `forward` (model, inputs) -> logits or `unpack` (batch) -> (inputs, targets) of the Probe."
         )
 
+    def check_classes(self, targets: Tensor, width: int) -> None:
+        """Refuse targets that can't be classes of a model that returns ``width`` numbers, unless there is a loss for them.
+
+        Raises:
+            ValueError: If one is negative, other than ``-100``, or too large.
+        """
+        if self.loss is not None or targets.is_floating_point() or width < 2:
+            return
+        classes = targets[targets != IGNORE_INDEX]
+        if classes.numel() and not bool(((classes >= 0) & (classes < width)).all()):
+            raise ValueError(
+                f"Targets from {classes.min()} to {classes.max()} can't be classes where the model returns {width} numbers, "
+                "which may be no logits, but an embedding. Set `forward` of the Probe, (model, inputs) -> logits, or `loss`, "
+                "(logits, targets) -> scalar."
+            )
+
     def loss_of(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The loss of aligned logits as a float64 scalar."""
         if targets is None:

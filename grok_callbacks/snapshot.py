@@ -186,7 +186,9 @@ class ModelView:
             )
         samples = self.require_samples(split).first(_TRIAL_SIZE).to(self.device, _floating_dtype(self.model))
         with observing(self.model):
-            self.probe.align(_tried(self, samples.inputs), samples.targets)
+            logits, aligned = self.probe.align(_tried(self, samples.inputs), samples.targets)
+        if isinstance(aligned, Tensor) and aligned.ndim < logits.ndim:
+            self.probe.check_classes(targets, logits.shape[-1])
 
     def require_loss(self, split: Split = "train") -> None:
         """Make sure that there are outputs, and targets to compare them with.

@@ -362,6 +362,21 @@ def test_losses_of_ones_own():
         Probe().loss_of(logits, None)
 
 
+@pytest.mark.parametrize("targets", [[0, 3], [-1, 2], [0, 9]])
+def test_targets_that_are_no_classes(targets):
+    with pytest.raises(ValueError, match=r"Targets from .* returns 3 numbers.*embedding.*`forward` of the Probe"):
+        Probe().check_classes(torch.tensor(targets), 3)
+    Probe(loss=F.mse_loss).check_classes(torch.tensor(targets), 3)
+
+
+def test_targets_that_are_classes():
+    for targets in ([0, 1, 2], [-100, 2], [-100, -100], []):
+        Probe().check_classes(torch.tensor(targets, dtype=torch.long), 3)
+    Probe().check_classes(torch.tensor([0.5, 7.0]), 3)
+    # A single output is checked by its loss.
+    Probe().check_classes(torch.tensor([0, 5]), 1)
+
+
 # Batches.
 
 

@@ -204,6 +204,9 @@ def test_a_model_that_cannot_be_called_names_the_arguments():
         view_of(mlp(), torch.randn(4, 9)).require_logits()
     with pytest.raises(ValueError, match="don't fit"):
         view_of(mlp(), targets=torch.zeros(6, 2, dtype=torch.long)).require_logits()
+    # Beyond the samples that it is tried on.
+    with pytest.raises(ValueError, match=r"Targets from 0 to 9 can't be classes.*`forward` of the Probe"):
+        view_of(mlp(), targets=torch.tensor([0, 0, 0, 1, 1, 9])).require_logits()
 
 
 def test_errors_of_drawing_concern_those_who_need_samples():

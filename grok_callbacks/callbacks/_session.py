@@ -139,9 +139,21 @@ class Session:
         if any(gathering.samples is not None for gathering in self._gathering["train"]):
             # No more will come: the data are fewer than the probe would hold.
             self._settle_train(last=True)
+        if self.epochs_ended == 0:
+            self._warn_of_uncounted_steps()
         self.epochs_ended += 1
         self._record_event("epoch")
         self._take_in_metrics()
+
+    def _warn_of_uncounted_steps(self) -> None:
+        """In manual optimisation Lightning counts the steps of its own wrappers only."""
+        is_manual = not self.trainer.lightning_module.automatic_optimization
+        if is_manual and self.trainer.global_step == 0 and self.trainer.is_global_zero:
+            warnings.warn(
+                "Lightning has counted no optimiser step in this epoch, and nothing is measured after step 0 until it does: step "
+                "the optimisers that `self.optimizers()` returns, without `use_pl_optimizer=False`.",
+                stacklevel=2,
+            )
 
     def validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Keep a copy of validation data that can only be iterated, until the probes are full."""

@@ -101,6 +101,28 @@ def test_step_0_is_the_model_before_training_and_step_s_the_weights_after_s_step
     assert len(set(seen)) == len(seen)
 
 
+@pytest.mark.parametrize("counted", [False, True])
+def test_optimiser_steps_that_lightning_does_not_count_are_said(counted):
+    class Manual(Plain):
+        def __init__(self):
+            super().__init__()
+            self.automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            optimizer = self.optimizers(use_pl_optimizer=counted)
+            optimizer.zero_grad()
+            self.manual_backward(super().training_step(batch, batch_idx))
+            optimizer.step()
+
+    monitor = Counting(schedule=every())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit([monitor], Manual(), max_steps=-1, max_epochs=3)
+    said = [message for message in (str(warning.message) for warning in caught) if "counted no optimiser step" in message]
+    assert len(said) == (0 if counted else 1)
+    assert monitor.steps == (list(range(13)) if counted else [0])
+
+
 # Whom it looks at.
 
 
