@@ -150,8 +150,8 @@ class Session:
         is_manual = not self.trainer.lightning_module.automatic_optimization
         if is_manual and self.trainer.global_step == 0 and self.trainer.is_global_zero:
             warnings.warn(
-                "Lightning has counted no optimiser step in this epoch, and nothing is measured after step 0 until it does: step "
-                "the optimisers that `self.optimizers()` returns, without `use_pl_optimizer=False`.",
+                "Lightning has counted no optimiser step in this epoch, and nothing is measured after step 0 until it does: "
+                "step the optimisers that `self.optimizers()` returns, without `use_pl_optimizer=False`.",
                 stacklevel=2,
             )
 
