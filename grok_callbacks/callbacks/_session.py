@@ -61,6 +61,8 @@ class Session:
         self._drawn: dict[Probe, dict[Split, Drawn]] = {}
         self._gathering: dict[Split, list[_Gathering]] = {"train": [], "validation": []}
         self._taken_in: dict[str, Tensor] = {}
+        #: The step at which this fit began.
+        self.began = 0
         self.epochs_ended = 0
         self.validations_ended = 0
         # A figure takes a hundred times as long as a measurement: one a decade, from here on, and one at the end.
@@ -94,6 +96,7 @@ class Session:
 
     def start(self) -> None:
         """Make the Recorder, give it samples, and measure the model as it is before training."""
+        self.began = self.trainer.global_step
         for monitor in self.monitors:
             monitor.prepare_to_go_on(self.trainer.global_step)
         self.recorder = Recorder(self.trainer.lightning_module, self.monitors)

@@ -242,7 +242,8 @@ class GrokkingDetector(Monitor):
     def follow(self, history: History, step: int) -> None:
         """Feed the tracker what is new; another monitor that goes by it may need it to before this one's turn comes."""
         if not self._is_watching:
-            self._is_watching, self.tracker.start = True, step
+            # The first measurement may come later, when a probe has filled.
+            self._is_watching, self.tracker.start = True, step if self.session is None else self.session.began
         self._check_shares(history)
         self._check_names(history, step)
         for split in SPLITS:

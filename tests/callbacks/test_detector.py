@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from grok_callbacks import EverySteps, GrokkingDetector, Probe, Recorder
 from grok_callbacks._compat import MisconfigurationException
-from tests._common import Plain, events, fit, loader, samples, trainer
+from tests._common import Plain, Stream, events, fit, loader, samples, trainer
 
 EVERY, RARELY = EverySteps(1), EverySteps(100)
 
@@ -382,6 +382,19 @@ def test_the_bar_says_at_or_before(tmp_path):
     with pytest.warns(UserWarning, match="without a saved state"):
         fit_on(detector, tmp_path, values)
     assert detector.status() == {"phase": "memorised at or before step 6"}
+
+
+def test_a_probe_that_fills_as_batches_pass_is_no_late_beginning():
+    """Nothing is measured until the probe is full, at step 3, but the run is watched from its first step."""
+    x, y = torch.randn(64, 6), torch.zeros(64, dtype=torch.long)
+    data = DataLoader(Stream(TensorDataset(x, y)), 8)
+    module = Plain(lr=0.0)
+    with torch.no_grad():
+        module.net[2].bias.copy_(torch.tensor([99.0, 0.0, 0.0]))
+    detector = GrokkingDetector(probe=Probe(size=24), schedule=EVERY)
+    fit([detector], module, data, max_steps=12)
+    assert detector.history["grok/accuracy/train"].steps[0] == 3
+    assert detector.tracker.events.when("memorized") == "at step 3"
 
 
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
