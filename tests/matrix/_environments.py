@@ -162,7 +162,7 @@ ENVIRONMENTS: dict[str, Environment] = {
     "gradient clipping": Environment(trainer=lambda: {"gradient_clip_val": 0.1}),
     "torch.compile of a part": Environment(make=partial(Task, wrap=compiled)),
     "torch.compile of the module": Environment(given=compiled),
-    "activation checkpointing": Environment(
+    "activation checkpointing, non-reentrant": Environment(
         net=Mlp, make=lambda _: Task(Checkpointed, checkpointed), trainer=lambda: {"accumulate_grad_batches": 2}
     ),
     "manual optimisation": Environment(make=Manual),
