@@ -21,8 +21,9 @@ __all__ = ["copies"]
 T = TypeVar("T")
 
 _MAX_DEPTH = 8
-# Larger containers are copied, but not searched for data sets.
+# Larger containers are copied, but not searched for data sets; nor are any when so many members have been seen.
 _MAX_ITEMS = 1024
+_MOST_SEARCHED = 2**16
 _CONTAINERS = (list, dict, set, deque)
 _NEVER = (Tensor, nn.Module, type, ModuleType, FunctionType)
 # Objects of these packages that are neither data sets nor samplers have no state that indexing changes, or are meant to be
@@ -49,6 +50,7 @@ class _Copier:
     def __init__(self) -> None:
         # The originals are held as well: another object could get the place in memory that tells one from the others.
         self._twins: dict[int, tuple[Any, Any]] = {}
+        self._searched = 0
 
     def of(self, value: T, depth: int = 0) -> T:
         if id(value) in self._twins:
@@ -83,7 +85,8 @@ class _Copier:
             # Into the dictionary itself: a class may do more when an attribute is set.
             places = twin if isinstance(twin, dict) else vars(twin)
             members = list(places.items()) if len(places) <= _MAX_ITEMS else []
-        for place, member in members:
+        self._searched += len(members)
+        for place, member in members if self._searched <= _MOST_SEARCHED else ():
             new = self.of(member, depth)
             if new is not member:
                 places[place] = new
@@ -113,7 +116,7 @@ def _shallow(value: T) -> T:
     if isinstance(value, _CONTAINERS):
         return _copied(value)
     is_plain = _is_plain(cls)
-    if not (hasattr(value, "__dict__") and _may_change(value, is_plain)):
+    if not (isinstance(getattr(value, "__dict__", None), dict) and _may_change(value, is_plain)):
         return value
     if not is_plain:
         return _copied(value)

@@ -154,14 +154,14 @@ def _order(loader: Any, most_batches: float, copy_of: Callable[[Any], Any]) -> _
 
 def _order_of(sampler: Any, total: int, copy_of: Callable[[Any], Any], used: float) -> _Order:
     way = getattr(type(sampler), "__iter__", None)
-    if isinstance(sampler, DistributedSampler) and (way is DistributedSampler.__iter__ or _wrapped(sampler) is not None):
-        own = _wrapped(sampler)
-        inner = _Order(_up_to(sampler.dataset, total), True, 1) if own is None else _order_of(own, total, copy_of, used)
+    if way is DistributedSampler.__iter__:
+        return _Order(_up_to(sampler.dataset, total), not sampler.shuffle, 1, sampler.num_replicas)
+    if isinstance(sampler, DistributedSampler) and hasattr(sampler.dataset, "_sampler"):
+        # The user's own, which Lightning has wrapped as if it were a data set to share it out.
+        inner = _order_of(sampler.dataset._sampler, total, copy_of, used)
         return inner._replace(is_fixed=inner.is_fixed and not sampler.shuffle, shares=sampler.num_replicas)
-    if way is SequentialSampler.__iter__:
-        return _Order(_up_to(sampler.data_source, total), True, 1)
-    if way is RandomSampler.__iter__:
-        return _Order(_up_to(sampler.data_source, total), False, 1)
+    if way in (SequentialSampler.__iter__, RandomSampler.__iter__):
+        return _Order(_up_to(sampler.data_source, total), way is SequentialSampler.__iter__, 1)
     if way is SubsetRandomSampler.__iter__:
         return _Order([int(index) for index in sampler.indices], False, 1)
     if way is WeightedRandomSampler.__iter__:
@@ -170,29 +170,32 @@ def _order_of(sampler: Any, total: int, copy_of: Callable[[Any], Any], used: flo
     return _Order(_once(listed), is_fixed, 1)
 
 
-def _wrapped(sampler: Any) -> Any:
-    """The user's sampler, where Lightning has wrapped it as if it were a data set to share it out."""
-    return getattr(sampler.dataset, "_sampler", None)
-
-
 def _up_to(data: Any, total: int) -> range:
     return range(min(len(data), total))
 
 
 def _order_of_batches(batch_sampler: Any, total: int, copy_of: Callable[[Any], Any], most_batches: float) -> _Order:
-    batches, is_fixed = _listed(batch_sampler, min(total, _MOST_LISTED), copy_of, most_batches)
+    batches, is_fixed = _listed(batch_sampler, min(total, _MOST_LISTED), copy_of, most_batches, size_of=len)
     batches = batches[: int(most_batches)] if is_fixed and most_batches < len(batches) else batches
     indices = [index for batch in batches for index in batch]
     return _Order(_once(indices), is_fixed, len(indices) / max(len(batches), 1))
 
 
-def _listed(sampler: Any, most: int, copy_of: Callable[[Any], Any], used: float) -> tuple[list[Any], bool]:
-    """What a sampler gives, and whether the part that a run uses is the same the next time."""
+def _listed(
+    sampler: Any, most: int, copy_of: Callable[[Any], Any], used: float, *, size_of: Callable[[Any], int] = lambda _: 1
+) -> tuple[list[Any], bool]:
+    """What a sampler gives, up to so many indices, and whether the part that a run uses is the same the next time."""
     if isinstance(sampler, Sequence) or type(sampler).__module__ in ("numpy", "torch"):
         return sampler.tolist() if hasattr(sampler, "tolist") else list(sampler), True
-    if hasattr(sampler, "set_epoch") or used >= most:
-        return list(islice(iter(copy_of(sampler)), most)), False
-    listed = list(islice(iter(copy_of(sampler)), most))
+    listed: list[Any] = []
+    sizes = 0
+    for item in copy_of(sampler):
+        if sizes >= most:
+            break
+        listed.append(item)
+        sizes += size_of(item)
+    if hasattr(sampler, "set_epoch") or used >= len(listed):
+        return listed, False
     with isolated_rng(seed=1), copies() as copy_again:
         again = list(islice(iter(copy_again(sampler)), int(used)))
     return listed, _same(again, listed[: int(used)])

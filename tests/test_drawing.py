@@ -24,7 +24,7 @@ from torch.utils.data import (
 
 from grok_callbacks import Probe
 from grok_callbacks._copying import copies
-from grok_callbacks._drawing import draw
+from grok_callbacks._drawing import _order, draw
 
 
 def numbers(count=100):
@@ -262,6 +262,30 @@ def test_batches_of_indices_that_are_no_numbers():
                 yield [(index, 2.0) for index in range(start, start + 8)]
 
     assert drawn(DataLoader(Sized(), batch_sampler=Batches())) == list(range(16))
+
+
+def test_batches_of_a_sampler_without_end():
+    class Batches:
+        def __iter__(self):
+            while True:
+                yield random.sample(range(30), 10)
+
+    order = _order(DataLoader(numbers(1000), batch_sampler=Batches()), math.inf, lambda value: value)
+    assert set(order.indices) == set(range(30))
+    assert order.batch_size == 10
+
+
+def test_of_large_nested_lists_only_so_much_is_copied():
+    class Nested(Dataset):
+        def __init__(self):
+            self.rows = [[[place] for place in range(1000)] for _ in range(1000)]
+
+    data = Nested()
+    with copies() as copy_of:
+        twin = copy_of(data)
+        assert twin.rows is not data.rows
+        assert sum(new is not old for new, old in zip(twin.rows[0], data.rows[0], strict=True)) == 1000
+        assert sum(new is not old for new, old in zip(twin.rows[-1], data.rows[-1], strict=True)) == 0
 
 
 def test_weights_of_zero_are_never_drawn():
