@@ -90,6 +90,9 @@ class _Copier:
             new = self.of(member, depth)
             if new is not member:
                 places[place] = new
+        for slot in copyreg._slotnames(type(twin)):  # type: ignore[attr-defined]
+            if hasattr(twin, slot):
+                setattr(twin, slot, self.of(getattr(twin, slot), depth))
 
     def forget(self) -> None:
         """Let go of the copies without their finalisers, which could close what they share with the originals."""

@@ -175,8 +175,15 @@ def test_tensors_and_arrays_are_shared_and_everything_else_of_the_data_set_is_to
             self.lines = [object() for _ in range(5000)]
             self.twice = self.again = {"a": 1}
 
+    class Slots(Dataset):
+        __slots__ = ("pool",)
+
+    slots = Slots()
+    slots.pool = [1]
     data = Holding()
     with copies() as copy_of:
+        assert copy_of(slots).pool == [1]
+        assert copy_of(slots).pool is not slots.pool
         twin = copy_of(data)
         assert twin is copy_of(data)
         assert twin is not data
@@ -193,9 +200,6 @@ def test_what_cannot_be_copied_is_indexed_itself():
         def __reduce_ex__(self, protocol):
             raise TypeError("an open connection")
 
-    class Slots:
-        __slots__ = ("x",)
-
     class Filled(Dataset):
         def __init__(self):
             self.worker = Thread(target=print)
@@ -203,7 +207,7 @@ def test_what_cannot_be_copied_is_indexed_itself():
 
     with copies() as copy_of:
         # What a thread fills, it fills in the original alone.
-        for data in (Refusing(), Slots(), Filled(), numbers().tensors[0], torch.nn.Linear(1, 1)):
+        for data in (Refusing(), iter([1]), Filled(), numbers().tensors[0], torch.nn.Linear(1, 1)):
             assert copy_of(data) is data
 
 
