@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ from grok_callbacks.callbacks.weight_entropy import WeightEntropyMonitor
 from grok_callbacks.forecast._numbers import is_number
 from grok_callbacks.forecast.features import FEATURES, MODES, Mode, extract, phrase
 from grok_callbacks.forecast.model import ForecastModel
+from grok_callbacks.forecast.words import in_percent
 from grok_callbacks.history import History
 from grok_callbacks.snapshot import ModelView, Snapshot
 
@@ -440,26 +441,3 @@ class GrokkingForecast(Monitor):
 
 def _is_ours(monitor: Monitor) -> bool:
     return type(monitor).__module__.partition(".")[0] == __name__.partition(".")[0]
-
-
-def in_percent(probability: float) -> str:
-    """A probability in words; no forecast is certain.
-
-    Example:
-        >>> in_percent(0.934), in_percent(0.999), in_percent(0.001)
-        ('93%', 'more than 99%', 'less than 1%')
-    """
-    if probability > 0.99:
-        return "more than 99%"
-    return "less than 1%" if probability < 0.01 else f"{probability:.0%}"
-
-
-def _rounded(step: float) -> int:
-    """Two significant digits are more than a forecast knows."""
-    unit = int(10 ** max(math.floor(math.log10(max(step, 1.0))) - 1, 0))
-    return round(step / unit) * unit
-
-
-def _listed(phrases: Sequence[str]) -> str:
-    """Phrases as one: "a", "a and b", "a, b and c"."""
-    return " and ".join(filter(None, [", ".join(phrases[:-1]), *phrases[-1:]]))

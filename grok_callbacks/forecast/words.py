@@ -1,10 +1,10 @@
-"""What the events of a run mean, in words: the same in the terminal, the text tab, the figure and the page."""
+"""What the events of a run mean, in words, and how a probability is put: the same in the terminal, the text tab and the page."""
 
 from __future__ import annotations
 
 from grok_callbacks.forecast.onset import PHASES, Events, Phase
 
-__all__ = ["event_in_words", "meaning_of", "verdict_of"]
+__all__ = ["event_in_words", "in_percent", "meaning_of", "verdict_of"]
 
 
 def event_in_words(event: str, events: Events) -> str:
@@ -102,3 +102,26 @@ def _of_what_was_seen(events: Events) -> str:
     if not seen:
         return "No accuracies were logged or measured, so there is no verdict."
     return f"{found}, {fitted.lower()}: whether late or at once is unknown, since the run was not watched from its beginning."
+
+
+def in_percent(probability: float) -> str:
+    """A probability in words; no forecast is certain.
+
+    Example:
+        >>> in_percent(0.934), in_percent(0.999), in_percent(0.001)
+        ('93%', 'more than 99%', 'less than 1%')
+    """
+    if probability > 0.99:
+        return "more than 99%"
+    return "less than 1%" if probability < 0.01 else f"{probability:.0%}"
+
+
+def _rounded(step: float) -> int:
+    """Two significant digits are more than a forecast knows."""
+    unit = int(10 ** max(math.floor(math.log10(max(step, 1.0))) - 1, 0))
+    return round(step / unit) * unit
+
+
+def _listed(phrases: Sequence[str]) -> str:
+    """Phrases as one: "a", "a and b", "a, b and c"."""
+    return " and ".join(filter(None, [", ".join(phrases[:-1]), *phrases[-1:]]))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from grok_callbacks import __version__
 from grok_callbacks.forecast.onset import Outcome, is_share, phase_at
-from grok_callbacks.forecast.words import meaning_of
+from grok_callbacks.forecast.words import in_percent, meaning_of
 from grok_callbacks.history import History, Series
 from grok_callbacks.measures import MEASURES, QUESTIONS, Chart
 from grok_callbacks.report.figure import charts_of, draw_accuracies, draw_chart, literal, mark_events, set_step_axis
@@ -191,7 +191,7 @@ class _Page:
         if probability is None or math.isnan(probability.values[-1]) or not is_share(probability.values[-1]):
             return ""
         step = probability.steps[-1]
-        sentence = f"Last forecast, at step {step:,}: generalises with a probability of {probability.values[-1]:.0%}"
+        sentence = f"Last forecast, at step {step:,}: generalises with a probability of {in_percent(probability.values[-1])}"
         eta, lower, upper = (one.at(step) if one is not None else math.nan for one in list(series.values())[1:])
         if is_drawable(eta):
             sentence += f", if so around step {eta:,.0f}"

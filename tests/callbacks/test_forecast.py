@@ -28,9 +28,10 @@ from grok_callbacks import (
     default_callbacks,
 )
 from grok_callbacks._compat import MisconfigurationException
-from grok_callbacks.callbacks.forecast import Forecast, in_percent
+from grok_callbacks.callbacks.forecast import Forecast
 from grok_callbacks.forecast import MODES, ForecastModel
 from grok_callbacks.forecast.model import Term
+from grok_callbacks.forecast.words import in_percent
 from grok_callbacks.tasks import one_hot_recipe
 from tests._common import Plain, events, fit, loader, samples, trainer
 from tests.callbacks.test_namespaces import CLIS, NAMESPACES, data_of, module_of
