@@ -441,3 +441,14 @@ class GrokkingForecast(Monitor):
 
 def _is_ours(monitor: Monitor) -> bool:
     return type(monitor).__module__.partition(".")[0] == __name__.partition(".")[0]
+
+
+def _rounded(step: float) -> int:
+    """Two significant digits are more than a forecast knows."""
+    unit = int(10 ** max(math.floor(math.log10(max(step, 1.0))) - 1, 0))
+    return round(step / unit) * unit
+
+
+def _listed(phrases: Sequence[str]) -> str:
+    """Phrases as one: "a", "a and b", "a, b and c"."""
+    return " and ".join(filter(None, [", ".join(phrases[:-1]), *phrases[-1:]]))

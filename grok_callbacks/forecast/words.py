@@ -1,4 +1,4 @@
-"""What the events of a run mean, in words, and how a probability is put: the same in the terminal, the text tab and the page."""
+"""What the events of a run mean, in words: the same in the terminal, the text tab, the figure and the page."""
 
 from __future__ import annotations
 
@@ -114,14 +114,3 @@ def in_percent(probability: float) -> str:
     if probability > 0.99:
         return "more than 99%"
     return "less than 1%" if probability < 0.01 else f"{probability:.0%}"
-
-
-def _rounded(step: float) -> int:
-    """Two significant digits are more than a forecast knows."""
-    unit = int(10 ** max(math.floor(math.log10(max(step, 1.0))) - 1, 0))
-    return round(step / unit) * unit
-
-
-def _listed(phrases: Sequence[str]) -> str:
-    """Phrases as one: "a", "a and b", "a, b and c"."""
-    return " and ".join(filter(None, [", ".join(phrases[:-1]), *phrases[-1:]]))
