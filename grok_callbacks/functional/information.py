@@ -197,9 +197,9 @@ def feature_mutual_information(features1: Tensor, features2: Tensor, alpha: floa
     rows1, rows2 = directions(features1), directions(features2)
     if len(rows1) != len(rows2):
         raise ValueError(f"features1 and features2 must have as many rows, got {len(rows1)} and {len(rows2)}.")
-    joint = _joint_moment(rows1, rows2)
-    marginals = matrix_entropy(_smaller_moment(rows1), alpha) + matrix_entropy(_smaller_moment(rows2), alpha)
-    return marginals - matrix_entropy(joint, alpha)
+    moment1, moment2 = _smaller_moment(rows1), _smaller_moment(rows2)
+    joint = _joint_moment(rows1, moment1, rows2, moment2)
+    return matrix_entropy(moment1, alpha) + matrix_entropy(moment2, alpha) - matrix_entropy(joint, alpha)
 
 
 class InputGradient(NamedTuple):
@@ -331,14 +331,22 @@ def _smaller_moment(rows: Tensor) -> Tensor:
     return rows @ rows.T if rows.shape[0] <= rows.shape[1] else rows.T @ rows
 
 
-def _joint_moment(rows1: Tensor, rows2: Tensor) -> Tensor:
-    """Elementwise product of both Gram matrices, or the smaller second moment of the Khatri-Rao product."""
+def _gram(rows: Tensor, smaller: Tensor) -> Tensor:
+    return smaller if rows.shape[0] <= rows.shape[1] else rows @ rows.T
+
+
+def _joint_moment(rows1: Tensor, moment1: Tensor, rows2: Tensor, moment2: Tensor) -> Tensor:
+    """Elementwise product of both Gram matrices, or the smaller second moment of the Khatri-Rao product.
+
+    ``moment1`` and ``moment2`` are the rows' smaller ones, which may be their Gram matrices.
+    """
     samples = len(rows1)
     # The column that marks zero rows is mostly empty, and would cost (d1 + 1)(d2 + 1) dimensions instead of d1 d2.
-    rows1, rows2 = (rows[:, rows.ne(0).any(0)] for rows in (rows1, rows2))
-    dimension = rows1.shape[1] * rows2.shape[1]
+    kept1, kept2 = (rows if rows[:, -1].any() else rows[:, :-1] for rows in (rows1, rows2))
+    dimension = kept1.shape[1] * kept2.shape[1]
     if samples <= dimension:
-        return (rows1 @ rows1.T) * (rows2 @ rows2.T)
+        return _gram(rows1, moment1) * _gram(rows2, moment2)
+    rows1, rows2 = kept1, kept2
     moment = rows1.new_zeros(dimension, dimension)
     at_once = max(1, _CHUNK_ELEMENTS // dimension)
     for start in range(0, samples, at_once):
