@@ -154,7 +154,8 @@ def _disturbance(done: _Results) -> str:
     )
     return (
         f"Time ratio of two runs without callbacks, {_CONTROL:,} steps in turns: {apart}. In their turns the processes had "
-        f"{cores[0]:.0%} to {cores[-1]:.0%} of a core."
+        f"{cores[0]:.0%} to {cores[-1]:.0%} of a core. A run with callbacks comes to the same step later than its partner, and "
+        "meets other moments of the machine there: in whole runs the pairs are less sure than that."
     )
 
 
