@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from grok_callbacks._sharding import is_sharded, reshard, unfinished_pass_forgotten
 
-__all__ = ["afresh", "fingerprint", "isolated_rng", "observing", "untouched"]
+__all__ = ["afresh", "evaluating", "fingerprint", "isolated_rng", "observing", "untouched"]
 
 
 @contextmanager
@@ -132,8 +133,7 @@ def observing(model: nn.Module, *, grad: bool = False) -> Iterator[None]:
         stack.enter_context(_restored_buffers(model))
         stack.enter_context(_restored_attributes(model))
         stack.enter_context(_restored_weights(model))
-        stack.enter_context(_restored_modes(model))
-        _to_eval_mode(model)
+        stack.enter_context(evaluating(model))
         _mute(model)
         yield
 
@@ -228,6 +228,14 @@ def _restored_modes(model: nn.Module) -> Iterator[None]:
             _set_training(module, training)
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Have all modules in eval mode, and back in their own modes afterwards."""
+    with _restored_modes(model):
+        _to_eval_mode(model)
+        yield
+
+
 def _to_eval_mode(model: nn.Module) -> None:
     # The flag itself: ``train()`` and ``eval()`` may be overridden to do more, and freezing recipes set modules apart.
     for module in model.modules():
@@ -305,7 +313,7 @@ def _attributes(module: nn.Module) -> tuple[dict[str, Any], list[Callable[[], ob
         kind = type(value)
         if kind in _CONTAINERS:
             refill.append(_refiller(value))
-        elif kind is Tensor and value.layout is torch.strided and value.numel() <= _LARGEST_COPY:
+        elif _is_small_tensor(value):
             refill.append(partial(_rewrite, value, value.detach().clone()))
     return attributes, refill
 
@@ -318,7 +326,11 @@ def _refiller(container: Any) -> Callable[[], object]:
 
 def _small_tensors(container: Any) -> list[tuple[Tensor, Tensor]]:
     members = container.values() if isinstance(container, dict) else container
-    return [(each, each.detach().clone()) for each in members if type(each) is Tensor and each.numel() <= _LARGEST_COPY]
+    return [(each, each.detach().clone()) for each in members if _is_small_tensor(each)]
+
+
+def _is_small_tensor(value: Any) -> bool:
+    return type(value) is Tensor and value.numel() <= _LARGEST_COPY and not value.is_quantized and _has_memory(value)
 
 
 def _refill(container: Any, members: Any, tensors: Sequence[tuple[Tensor, Tensor]]) -> None:
@@ -365,7 +377,7 @@ _written: WeakKeyDictionary[nn.Module, list[nn.Parameter]] = WeakKeyDictionary()
 
 @contextmanager
 def _restored_weights(model: nn.Module) -> Iterator[None]:
-    """Give weights back what the pass writes to them. The first pass finds out which, so that later ones copy no others."""
+    """Give weights back what the pass writes to them. The first whole pass finds out which; later ones copy no others."""
     first = model not in _written and not is_sharded(model)
     candidates = [each for each in (model.parameters() if first else _written.get(model, ())) if not each.is_inference()]
     if not candidates:
@@ -374,13 +386,16 @@ def _restored_weights(model: nn.Module) -> Iterator[None]:
     # The version counter comes back too, so that it tells of real writes.
     with _unsafe_preserve_version_counter(tuple(candidates)):
         copies = {} if first else {parameter: parameter.detach().clone() for parameter in candidates}
+        watch = _CopyOnWrite(candidates, copies) if first else nullcontext()
         try:
-            with _CopyOnWrite(candidates, copies) if first else nullcontext():
+            with watch:
                 yield
+            # A pass that failed, or that was none, has not shown what a pass writes to.
+            if isinstance(watch, _CopyOnWrite) and watch.has_seen_weights:
+                _written[model] = list(copies)
         finally:
             for parameter, value in copies.items():
                 _rewrite(parameter, value)
-            _written[model] = list(copies)
 
 
 class _CopyOnWrite(TorchDispatchMode):
@@ -388,6 +403,7 @@ class _CopyOnWrite(TorchDispatchMode):
 
     def __init__(self, parameters: Iterable[nn.Parameter], copies: dict[nn.Parameter, Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.has_seen_weights = False
         self._copies = copies
         # Several may lie in one piece of memory, such as those of a recurrent layer.
         self._owners: dict[int, list[nn.Parameter]] = defaultdict(list)
@@ -397,6 +413,7 @@ class _CopyOnWrite(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        self.has_seen_weights = self.has_seen_weights or any(self._owners_of(leaf) for leaf in tree_leaves((args, kwargs)))
         for position, argument in enumerate(func._schema.arguments if func._schema.is_mutable else ()):
             if argument.alias_info is not None and argument.alias_info.is_write:
                 value = args[position] if position < len(args) else kwargs.get(argument.name)
@@ -405,10 +422,14 @@ class _CopyOnWrite(TorchDispatchMode):
         return func(*args, **kwargs)
 
     def _keep(self, value: Any) -> None:
-        if isinstance(value, Tensor) and _has_memory(value):
-            for owner in self._owners.get(value.untyped_storage().data_ptr(), ()):
-                if owner not in self._copies:
-                    self._copies[owner] = owner.detach().clone()
+        for owner in self._owners_of(value):
+            if owner not in self._copies:
+                self._copies[owner] = owner.detach().clone()
+
+    def _owners_of(self, value: Any) -> Sequence[nn.Parameter]:
+        if not isinstance(value, Tensor) or not _has_memory(value):
+            return ()
+        return self._owners.get(value.untyped_storage().data_ptr(), ())
 
 
 def _has_memory(tensor: Tensor) -> bool:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -303,6 +304,26 @@ def test_observing_gives_weights_back_that_the_forward_pass_writes_to(way):
     with observing(model):
         model(torch.ones(4, 3))
     assert (model[1].weight == 2).all()
+
+
+@pytest.mark.parametrize("first", ["none", "fails"])
+def test_a_pass_that_was_none_or_failed_does_not_tell_what_is_written(first):
+    model = nn.Sequential(nn.Linear(3, 3), Unit("copy"))
+    before = model[1].weight.detach().clone()
+    with suppress(RuntimeError), observing(model):
+        model(torch.ones(4, 5)) if first == "fails" else torch.ones(4, 5)
+    with observing(model):
+        model(torch.ones(4, 3))
+    assert torch.equal(model[1].weight, before)
+
+
+def test_sparse_and_meta_tensors_among_attributes_are_left_alone():
+    model = nn.Sequential(Unit("copy"))
+    model[0].sparse, model[0].several = torch.eye(3).to_sparse(), [torch.eye(3).to_sparse(), torch.ones(2, device="meta")]
+    kept = list(model[0].several)
+    with observing(model):
+        model(torch.ones(4, 3))
+    assert all(now is then for now, then in zip(model[0].several, kept, strict=True))
 
 
 @pytest.mark.parametrize("position", [0, 2])

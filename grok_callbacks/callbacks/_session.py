@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_flatten
 from grok_callbacks._compat import Callback, MisconfigurationException
 from grok_callbacks._distributed import Ranks
 from grok_callbacks._drawing import Drawing
-from grok_callbacks._isolation import isolated_rng
+from grok_callbacks._isolation import evaluating, isolated_rng
 from grok_callbacks.callbacks import _loggers
 from grok_callbacks.callbacks._bar import BarWithStatus
 from grok_callbacks.probe import SPLITS, Batch, Probe, Split
@@ -247,17 +247,12 @@ class Session:
             yield
             return
         stage = self.trainer.state.stage
-        modes = [(module, module.training) for module in self.trainer.lightning_module.modules()]
         try:
             self.trainer.validating = True
-            for module, _ in modes:
-                # The flag itself: ``eval()`` may be overridden to do more.
-                module.training = False
-            yield
+            with evaluating(self.trainer.lightning_module):
+                yield
         finally:
             self.trainer.state.stage = stage
-            for module, training in modes:
-                module.training = training
 
     def _from_first(self, draw: Callable[[], Drawn]) -> Drawn:
         """Rank 0's samples on all ranks, or its error: an exception on one rank would leave the others waiting."""
