@@ -52,8 +52,8 @@ class RobustnessMonitor(Monitor):
     pass, the gradient is left out.
 
     Cost: with the forward pass that all monitors share, `num_draws` + 1 more of `num_samples` samples and `gradient_probes`
-    backward passes; for each draw, and without, the eigenvalues of two matrices of at most `num_samples` rows (about 1 ms at
-    128, five times as much at 256).
+    backward passes; for each draw, and without, the eigenvalues of two matrices of at most `num_samples` rows, whose
+    cost grows with the cube of that number.
     Source: Tan and Huang 2023 (arXiv 2311.06597). The noise scales are as others report them.
 
     Args:
