@@ -20,7 +20,7 @@ from types import SimpleNamespace
 from typing import IO, Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 import grok_callbacks.recorder
@@ -39,12 +39,13 @@ def run(name: str, preset: str, steps: int) -> dict[str, Any]:
     spent = _clocked()
     # The monitors' own clocks as well: they would go on while the process is stopped.
     grok_callbacks.recorder.time = SimpleNamespace(perf_counter=time.process_time)  # type: ignore[attr-defined]
-    callbacks = [] if preset == "none" else default_callbacks(preset)  # type: ignore[arg-type]
+    callbacks: list[Any] = [] if preset == "none" else default_callbacks(preset)  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
-            accelerator="cpu", devices=1, max_steps=steps, max_epochs=-1, logger=TensorBoardLogger(folder), callbacks=callbacks,
-            val_check_interval=TASKS[name].validate_every, check_val_every_n_epoch=None, enable_checkpointing=False,
-            enable_model_summary=False, enable_progress_bar=False, log_every_n_steps=10, num_sanity_val_steps=0,
+            accelerator="cpu", devices=1, max_steps=steps, max_epochs=-1, callbacks=[*callbacks, _Turns()],
+            logger=TensorBoardLogger(folder), val_check_interval=TASKS[name].validate_every, check_val_every_n_epoch=None,
+            enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False, log_every_n_steps=10,
+            num_sanity_val_steps=0,
         )  # fmt: skip
         cpu = time.process_time()
         trainer.fit(module, data)
@@ -57,17 +58,22 @@ def run(name: str, preset: str, steps: int) -> dict[str, Any]:
         "measurements": {slot.monitor.label: slot.measurements for slot in recorder._slots} if recorder is not None else {},
         "seconds": recorder.seconds if recorder is not None else {},
         "weights": float(sum(parameter.double().sum() for parameter in module.parameters())),
-        "process": time.process_time(),
     }
 
 
+# Where the allocator hands memory back within a step and fetches it anew in the next, as by the chance of where things lie it
+# does in some processes, a run takes up to a fifth longer: of two equal runs one had ten times the other's page faults. So all
+# keep what they have.
+_ALIKE = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**25), "PYTHONHASHSEED": "0"}
+
+
 def take_turns(name: str, presets: Sequence[str], steps: int) -> list[dict[str, Any]]:
-    """The same run with each preset, all processes stopped but one, a second each: a slow minute of the machine meets all.
+    """The same run with each preset, in turns of so many steps: a slow moment of the machine meets all at the same step.
 
     Returns:
         What each run gave, and as ``core`` the share of a core that it had in its turns.
     """
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = {**os.environ, **_ALIKE, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
     with ExitStack() as stack:
         processes = []
         for preset in presets:
@@ -75,29 +81,33 @@ def take_turns(name: str, presets: Sequence[str], steps: int) -> list[dict[str, 
             command = [sys.executable, "-m", __spec__.name, name, preset, str(steps)]
             process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True)
             stack.callback(process.kill)
-            process.send_signal(signal.SIGSTOP)
+            # It stops by itself at its first step.
+            os.waitpid(process.pid, os.WUNTRACED)
             processes.append((process, errors))
         turns = [0.0] * len(processes)
-        while any(process.poll() is None for process, _ in processes):
-            for number, (process, _) in enumerate(processes):
-                turns[number] += _turn(process)
+        going = dict(enumerate(processes))
+        while going:
+            for number, (process, _) in list(going.items()):
+                start = time.perf_counter()
+                process.send_signal(signal.SIGCONT)
+                _, status = os.waitpid(process.pid, os.WUNTRACED)
+                turns[number] += time.perf_counter() - start
+                if not os.WIFSTOPPED(status):
+                    del going[number]
         return [
-            {**result, "core": result["process"] / turn}
+            {**result, "core": result["cpu"] / turn}
             for result, turn in zip((_result(*process) for process in processes), turns, strict=True)
         ]
 
 
-def _turn(process: subprocess.Popen[str], seconds: float = 1.0) -> float:
-    """Let a stopped process run for so long or to its end; how long it had."""
-    if process.poll() is not None:
-        return 0.0
-    start = time.perf_counter()
-    process.send_signal(signal.SIGCONT)
-    try:
-        process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGSTOP)
-    return time.perf_counter() - start
+class _Turns(Callback):
+    """Stops the process after so many steps, until somebody lets it go on."""
+
+    STEPS = 20
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step % self.STEPS == 0:
+            os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def _result(process: subprocess.Popen[str], errors: IO[str]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 ``python -m benchmarks.overhead --output benchmarks/results/overhead.md``
 
 Each run is a fit in a process of its own, from one seed and with the default schedule: the trained weights must come out the
-same to the last bit. The run without callbacks and the runs with each preset take turns of a second, so that whatever slows
+same to the last bit. The run without callbacks and the runs with each preset take turns of 20 steps, so that whatever slows
 the machine slows all alike, and times are CPU time of the fit. How far two equal runs come apart that way is measured, too,
 and the share of the fit that was spent in the callbacks, for which no second run is needed. Peak memory is the largest
 resident set of the process.

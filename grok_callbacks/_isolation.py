@@ -18,6 +18,7 @@ from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from grok_callbacks._pooling import quick_pooling
 from grok_callbacks._sharding import is_sharded, reshard, unfinished_pass_forgotten
 
 __all__ = ["afresh", "evaluating", "fingerprint", "isolated_rng", "observing", "untouched"]
@@ -68,9 +69,8 @@ def untouched(model: nn.Module, *, seed: int) -> Iterator[None]:
     """
     reshard(model)
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
-    with isolated_rng(seed=seed), torch.inference_mode(False), _restored_modes(model):
-        # A parametrised weight is computed when it is read, and spectral normalisation then moves on unless in eval mode.
-        _to_eval_mode(model)
+    # A parametrised weight is computed when it is read, and spectral normalisation then moves on unless in eval mode.
+    with isolated_rng(seed=seed), torch.inference_mode(False), evaluating(model):
         for parameter, gradient in gradients:
             if gradient is not None:
                 parameter.grad = None
@@ -88,7 +88,7 @@ def untouched(model: nn.Module, *, seed: int) -> Iterator[None]:
 def afresh(model: nn.Module, *, seed: int) -> Iterator[None]:
     """Within :func:`untouched`, have each of several observers find no gradients, the model's modes and seeded generators."""
     _seed(seed)
-    with _restored_modes(model):
+    with _restored_modes(list(model.modules())):
         try:
             yield
         finally:
@@ -111,14 +111,17 @@ def _seed(seed: int) -> None:
 
 
 @contextmanager
-def observing(model: nn.Module, *, grad: bool = False) -> Iterator[None]:
+def observing(model: nn.Module, *, grad: bool = False, quick: bool = True) -> Iterator[None]:
     """Run ``model`` in eval mode, eagerly and in its own precision, and leave it exactly as it was.
 
     Args:
         model: The module to look at; its modes, buffers and attributes come back, and weights that its forward writes to,
             bit for bit. What it logs with ``self.log`` meanwhile is dropped.
         grad: Whether autograd records. Parameters get no gradients as long as ``torch.autograd.grad`` is used.
+        quick: Whether layers may come to the same values by other operations than their own.
     """
+    # Found once: in a deep model it takes longer than all that follows.
+    modules = list(model.modules())
     with ExitStack() as stack:
         # Lightning validates in inference mode, whose tensors could not be used for gradients, nor saved by a metric.
         stack.enter_context(torch.inference_mode(False))
@@ -128,13 +131,16 @@ def observing(model: nn.Module, *, grad: bool = False) -> Iterator[None]:
         stack.enter_context(_eager())
         stack.enter_context(_without_fast_path())
         stack.enter_context(_default_dtype(model))
-        generators = _generators_of_modules(model)
+        generators = _generators_of(modules)
         stack.enter_context(_same_draws(generators) if _kept else isolated_rng(*generators))
-        stack.enter_context(_restored_buffers(model))
-        stack.enter_context(_restored_attributes(model))
+        stack.enter_context(_restored_buffers(modules))
+        stack.enter_context(_restored_attributes(modules))
         stack.enter_context(_restored_weights(model))
-        stack.enter_context(evaluating(model))
-        _mute(model)
+        stack.enter_context(_restored_modes(modules))
+        _to_eval_mode(modules)
+        _mute(modules)
+        if quick and not grad:
+            stack.enter_context(quick_pooling(modules))
         yield
 
 
@@ -219,8 +225,8 @@ _DEFAULT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @contextmanager
-def _restored_modes(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
+def _restored_modes(modules: Iterable[nn.Module]) -> Iterator[None]:
+    modes = [(module, module.training) for module in modules]
     try:
         yield
     finally:
@@ -231,14 +237,15 @@ def _restored_modes(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Have all modules in eval mode, and back in their own modes afterwards."""
-    with _restored_modes(model):
-        _to_eval_mode(model)
+    modules = list(model.modules())
+    with _restored_modes(modules):
+        _to_eval_mode(modules)
         yield
 
 
-def _to_eval_mode(model: nn.Module) -> None:
+def _to_eval_mode(modules: Iterable[nn.Module]) -> None:
     # The flag itself: ``train()`` and ``eval()`` may be overridden to do more, and freezing recipes set modules apart.
-    for module in model.modules():
+    for module in modules:
         _set_training(module, False)
 
 
@@ -249,8 +256,8 @@ def _set_training(module: nn.Module, training: bool) -> None:
 
 
 @contextmanager
-def _restored_buffers(model: nn.Module) -> Iterator[None]:
-    registered = [(module, dict(module._buffers)) for module in model.modules()]
+def _restored_buffers(modules: Iterable[nn.Module]) -> Iterator[None]:
+    registered = [(module, dict(module._buffers)) for module in modules]
     buffers = [buffer for _, members in registered for buffer in members.values() if buffer is not None]
     copies = [buffer.clone() for buffer in buffers]
     versioned = tuple(buffer for buffer in buffers if not buffer.is_inference())
@@ -278,12 +285,12 @@ _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
 @contextmanager
-def _restored_attributes(model: nn.Module) -> Iterator[None]:
+def _restored_attributes(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Give modules their attributes back; of lists, dicts and the like their members, of small tensors their values.
 
     Large tensors and containers are not copied for each pass: of a list what was appended is taken off.
     """
-    kept = [(module, *_attributes(module)) for module in model.modules() if not _is_of_torch(module)]
+    kept = [(module, *_attributes(module)) for module in modules if not _is_of_torch(module)]
     try:
         yield
     finally:
@@ -360,9 +367,9 @@ def _rewrite(tensor: Tensor, value: Tensor) -> None:
             tensor.copy_(value)
 
 
-def _mute(model: nn.Module) -> None:
+def _mute(modules: Iterable[nn.Module]) -> None:
     # In the instance's attributes, which are restored: what a LightningModule logs in its forward is not of training.
-    for module in model.modules():
+    for module in modules:
         if hasattr(type(module), "log_dict"):
             vars(module).update(log=_log_nothing, log_dict=_log_nothing)
 
@@ -442,12 +449,12 @@ _MAX_DEPTH = 4
 _MAX_ITEMS = 64
 
 
-def _generators_of_modules(model: nn.Module) -> list[Any]:
+def _generators_of(modules: Iterable[nn.Module]) -> list[Any]:
     # No deeper than attributes: a LightningModule holds its Trainer.
     kinds = _generator_kinds()
     return [
         value
-        for module in model.modules()
+        for module in modules
         for value in module.__dict__.values()
         if type(value) not in _COMMON_ATTRIBUTES and isinstance(value, kinds)
     ]

@@ -65,6 +65,8 @@ class History(Mapping[str, Series]):
 
     def __init__(self) -> None:
         self._series: dict[str, Series] = {}
+        #: How often points were added: as long as it is the same, there is nothing new.
+        self.additions = 0
 
     def __getitem__(self, key: str) -> Series:
         return self._series[key]
@@ -81,11 +83,13 @@ class History(Mapping[str, Series]):
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         """Put one point on each of the named series."""
+        self.additions += 1
         for key, value in values.items():
             self._series.setdefault(key, Series()).put(step, float(value))
 
     def merge(self, other: Mapping[str, Series]) -> None:
         """Put another history's points into this one; where both have a step, the other's value holds."""
+        self.additions += 1
         for key, series in other.items():
             for step, value in zip(series.steps, series.values, strict=True):
                 self._series.setdefault(key, Series()).put(step, value)

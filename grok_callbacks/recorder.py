@@ -78,6 +78,9 @@ class _Slot:
         self.keys: list[str] = []
         self.needs_samples = False
         self.warned_not_finite = False
+        # Most monitors have no analysis and most schedules no events: what is asked at every epoch's end asks the others.
+        self.analyses = not getattr(monitor.analyse, "says_nothing", False)
+        self.heeds_events = getattr(type(monitor.schedule), "at", None) is not Schedule.at
 
 
 class Recorder:
@@ -122,6 +125,7 @@ class Recorder:
         self.history = History()
         common = Budget.of(budget)
         self._slots = [_Slot(monitor, common) for monitor in monitors]
+        self._heeds_events = any(slot.heeds_events for slot in self._slots)
         shared = probe or next((monitor.probe for monitor in monitors if monitor.probe is not None), Probe())
         for slot in self._slots:
             slot.probe = slot.probe or shared
@@ -303,8 +307,11 @@ class Recorder:
         Returns:
             What was measured, by full key; empty if nothing was due.
         """
-        step = _checked_step(step)
+        if type(step) is not int or step < 0:
+            step = _checked_step(step)
         self._seen = step
+        if event is not None and not self._heeds_events:
+            event = None
         if event is None and step < self._next_step and self._bound and not metrics:
             return {}
         if not self._bound:
@@ -315,20 +322,20 @@ class Recorder:
         values = self._measure(due, step) if due else {}
         if due or metrics:
             values |= self._analyse(step)
-        for slot in self._slots:
-            if slot.next_step is not None and step >= slot.next_step:
-                slot.next_step = slot.monitor.schedule.next_step(step)
-        self._plan()
+        if step >= self._next_step:
+            for slot in self._slots:
+                if slot.next_step is not None and step >= slot.next_step:
+                    slot.next_step = slot.monitor.schedule.next_step(step)
+            self._plan()
         return values
 
     def _is_due(self, slot: _Slot, step: int, event: Event | None, epoch: int) -> bool:
-        if not slot.active or slot.last_measured == step:
+        is_time = slot.next_step is not None and step >= slot.next_step
+        if not is_time and not (event is not None and slot.monitor.schedule.at(event, epoch)):
             return False
         if slot.needs_samples and slot.probe in self._growing:
             return False
-        if event is not None and slot.monitor.schedule.at(event, epoch):
-            return True
-        return slot.next_step is not None and step >= slot.next_step
+        return slot.active and slot.last_measured != step
 
     def _within_budget(self, due: list[_Slot]) -> list[_Slot]:
         if all(slot.budget is None for slot in due):
@@ -391,9 +398,11 @@ class Recorder:
         found: dict[int, dict[str, float]] = {}
         errors: dict[int, Exception] = {}
         for number, slot in enumerate(self._slots):
-            if slot.active:
+            if slot.active and slot.analyses:
                 try:
-                    found[number] = _floats(slot.monitor.analyse(self.history, step))
+                    analysed = slot.monitor.analyse(self.history, step)
+                    if analysed:
+                        found[number] = _floats(analysed)
                 except Exception as error:
                     errors[number] = error
         for number in sorted({number for numbers in self._ranks.gather(list(errors)) for number in numbers}):

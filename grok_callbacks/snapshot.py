@@ -557,7 +557,7 @@ def _trace(view: ModelView) -> _Trace:
     with ExitStack() as stack:
         for name, module in modules.items():
             hook(name, module, stack)
-        with observing(view.model), functions:
+        with observing(view.model, quick=False), functions:
             _tried(view, samples.inputs)
     return _sites_of(events, modules)
 

@@ -61,6 +61,9 @@ class Session:
         self._drawn: dict[Probe, dict[Split, Drawn]] = {}
         self._gathering: dict[Split, list[_Gathering]] = {"train": [], "validation": []}
         self._taken_in: dict[str, Tensor] = {}
+        # The names of what the module has logged so far, and those of them that a monitor reads.
+        self._available: set[str] = set()
+        self._wanted: list[str] = []
         #: The step at which this fit began.
         self.began = 0
         self.epochs_ended = 0
@@ -83,14 +86,29 @@ class Session:
             hook: None for hook in _FREQUENT_HOOKS if getattr(type(monitor), hook) is getattr(Callback, hook)
         }
         if monitor is self.leader:
-            hooks |= {hook: partial(self._act, hook, action) for hook, action in _ACTIONS.items()}
+            hooks |= {hook: self._led(hook, action) for hook, action in _ACTIONS.items()}
         return hooks
 
-    def _act(self, hook: str, action: Callable[..., None], trainer: Trainer, module: Any, *args: Any, **kwargs: Any) -> None:
-        action(self, *args, **kwargs)
+    def _led(self, hook: str, action: Callable[..., None]) -> Callable[..., None]:
+        """The leader's hook: what it does for all, and then its own."""
+        own = self._own(hook)
+
+        def act(trainer: Trainer, module: Any, *args: Any, **kwargs: Any) -> None:
+            action(self, *args, **kwargs)
+            if own is not None:
+                own(self.leader, trainer, module, *args, **kwargs)
+
+        return act
+
+    def _own(self, hook: str) -> Callable[..., None] | None:
+        """A hook that the leader's class defines itself."""
         own = getattr(type(self.leader), hook)
-        if own is not getattr(Callback, hook):
-            own(self.leader, trainer, module, *args, **kwargs)
+        return None if own is getattr(Callback, hook) else own
+
+    def _rest(self, hook: str) -> None:
+        """There is nothing to do at this hook in the rest of the fit."""
+        if self._own(hook) is None:
+            self.leader.__dict__[hook] = None
 
     # Lightning's hooks, in the order of a run.
 
@@ -107,7 +125,10 @@ class Session:
             self._warn_of_waiting_for_validation()
         self._bar = BarWithStatus.on(self.trainer)
         if not self._gathering["train"]:
+            self._rest("on_train_batch_start")
             self._bind()
+        if not self._gathering["validation"]:
+            self._rest("on_validation_batch_start")
 
     def _warn_of_waiting_for_validation(self) -> None:
         waiting = [monitor.label for monitor in self.monitors if isinstance(monitor.schedule, AtValidation)]
@@ -126,7 +147,7 @@ class Session:
             self._settle_train()
 
     def train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Measure what is due after an optimiser step."""
+        """Measure what is due."""
         self.step()
 
     def step(self) -> None:
@@ -283,6 +304,8 @@ class Session:
             if not complete:
                 going_on.append(gathering)
         self._gathering["train"] = going_on
+        if not going_on:
+            self._rest("on_train_batch_start")
         if not self.recorder.is_bound:
             self._bind([gathering.probe for gathering in going_on])
 
@@ -296,6 +319,7 @@ class Session:
                 self.leader.iterated.add((gathering.number, "validation"))
             self._set_samples(gathering.probe, "validation", samples)
         self._gathering["validation"] = []
+        self._rest("on_validation_batch_start")
 
     def _set_samples(self, probe: Probe, split: Split, samples: Drawn, *, growing: bool = False) -> None:
         assert self.recorder is not None
@@ -353,8 +377,10 @@ class Session:
         if recorder is None or not recorder.is_bound:
             return
         available = self.trainer.callback_metrics
-        wanted = {name for monitor in self.monitors for name in monitor.logged_metrics_wanted(available)}
-        fresh = {name: float(available[name]) for name in sorted(wanted) if self._is_fresh(name, available[name])}
+        if available.keys() != self._available:
+            self._available = set(available)
+            self._wanted = sorted({name for each in self.monitors for name in each.logged_metrics_wanted(available)})
+        fresh = {name: float(available[name]) for name in self._wanted if self._is_fresh(name, available[name])}
         metrics = recorder.from_first(fresh)
         if metrics:
             values = recorder.record(self.trainer.global_step, metrics=metrics)

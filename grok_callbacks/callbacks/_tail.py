@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from grok_callbacks._isolation import observing
 from grok_callbacks.snapshot import ModelView, Snapshot
 
 __all__ = ["is_affine_after", "is_cut", "substituted", "tail_after"]
@@ -24,7 +25,8 @@ def tail_after(view: ModelView, site: str) -> nn.Sequential | None:
 
     Each layer in the chain is a module without children that was called with the tensor before it and nothing else, and the
     last one's output is what the model returned. Whatever else uses those tensors, the logits then follow from the site's
-    tensor by these layers. Operations between layers that are no modules (a reshape, an addition) break the chain.
+    tensor by these layers. Of operations between layers that are no modules only flattening is known, as before the head of a
+    convolutional network; others (an addition, an activation) break the chain.
 
     Returns:
         The layers, themselves and no copies, or ``None``; also for a model sharded by FSDP2, whose layers can't be called
@@ -48,10 +50,34 @@ def tail_after(view: ModelView, site: str) -> nn.Sequential | None:
     current: Any = run.captured[site]
     chain: list[nn.Module] = []
     for module, given, output in calls[_first_call_after(calls, site, current) :]:
-        if given is current:
-            chain.append(module)
+        if given is current or _is_flat(given, current):
+            chain += [module] if given is current else [nn.Flatten(), module]
             current = output
-    return nn.Sequential(*chain) if chain and current is run.logits else None
+    if not chain or current is not run.logits:
+        return None
+    tail = nn.Sequential(*chain)
+    return tail if _leads_to_the_logits(tail, snapshot, site, inputs) else None
+
+
+def _is_flat(given: Tensor | None, before: Any) -> bool:
+    """Whether a layer was given the tensor before it with all dimensions but the first made one."""
+    return (
+        given is not None
+        and isinstance(before, Tensor)
+        and before.ndim > 2
+        and given.shape == (len(before), before[0].numel())
+        and given.is_contiguous()
+        and before.is_contiguous()
+        and given.data_ptr() == before.data_ptr()
+    )
+
+
+def _leads_to_the_logits(tail: nn.Sequential, snapshot: Snapshot, site: str, inputs: Any) -> bool:
+    """Whether the layers alone do: something may have written into a tensor between two of them."""
+    run = snapshot.forward(inputs=inputs, capture=[site])
+    with observing(snapshot.view.model):
+        logits = tail(run.captured[site])
+    return bool(torch.allclose(logits, run.logits, rtol=1e-4, equal_nan=True))
 
 
 def _first_call_after(calls: list[tuple[nn.Module, Tensor | None, Any]], site: str, tensor: Tensor) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor
 from grok_callbacks._compat import MisconfigurationException
 from grok_callbacks.callbacks._summary import in_markdown
 from grok_callbacks.callbacks.monitor import Monitor
-from grok_callbacks.forecast.onset import EVENTS, PHASES, OnsetTracker, Outcome, Phase, Thresholds, is_share
+from grok_callbacks.forecast.onset import EVENTS, PHASES, Events, OnsetTracker, Outcome, Phase, Thresholds, is_share
 from grok_callbacks.forecast.sources import logged_accuracy_names
 from grok_callbacks.forecast.words import event_in_words
 from grok_callbacks.history import History
@@ -137,6 +137,9 @@ class GrokkingDetector(Monitor):
         self._logs_shares = True
         self._unannounced: list[str] = []
         self._is_watching = False
+        # When `follow` last looked, and how much there was to see.
+        self._followed: tuple[int, ...] = ()
+        self._told: Events | None = None
         # States of detectors with other settings in the checkpoint that the run goes on from.
         self._saved_otherwise: list[str] = []
 
@@ -170,6 +173,8 @@ class GrokkingDetector(Monitor):
         self._unheard = {}
         self._unannounced = []
         self._is_watching = False
+        self._followed = ()
+        self._told = None
 
     def _can_measure(self, split: Split, view: ModelView) -> bool:
         is_named = self.metric_names[split] is not None
@@ -241,16 +246,22 @@ class GrokkingDetector(Monitor):
 
     def follow(self, history: History, step: int) -> None:
         """Feed the tracker what is new; another monitor that goes by it may need it to before this one's turn comes."""
+        ended = () if self.session is None else (self.session.epochs_ended, self.session.validations_ended)
+        moment = (step, history.additions, *ended)
+        if moment == self._followed:
+            return
+        self._followed = moment
         if not self._is_watching:
             # The first measurement may come later, when a probe has filled.
             self._is_watching, self.tracker.start = True, step if self.session is None else self.session.began
-        self._check_shares(history)
+        found = {split: self._find(split, history) for split in SPLITS}
+        self._check_shares(history, found)
         self._check_names(history, step)
         for split in SPLITS:
-            self._unannounced += self._feed(split, history)
+            self._unannounced += self._feed(split, history, found[split])
 
-    def _feed(self, split: Split, history: History) -> list[str]:
-        source = self._source(split, history)
+    def _feed(self, split: Split, history: History, found: str | None) -> list[str]:
+        source = self._source(split, history, found)
         if source is None or not self._has_heard(split):
             return []
         if source != self._sources.get(split):
@@ -292,17 +303,16 @@ class GrokkingDetector(Monitor):
         assert self.session is not None
         return self.session.epochs_ended > 0 and (split == "train" or self.session.validations_ended > 0)
 
-    def _check_shares(self, history: History) -> None:
+    def _check_shares(self, history: History, found: Mapping[Split, str | None]) -> None:
         """Go by accuracies of our own as soon as what was found turns out to be something else."""
-        for split in SPLITS:
-            found = self._find(split, history)
-            if found is None or self.metric_names[split] is not None or not self._logs_shares:
+        for split, name in found.items():
+            if name is None or self.metric_names[split] is not None or not self._logs_shares:
                 continue
-            if not all(is_share(value) for _, value in history[found].after(self._fed[split])):
+            if not all(is_share(value) for _, value in history[name].after(self._fed[split])):
                 self._logs_shares = False
                 self._start_over()
                 warnings.warn(
-                    f"{found!r} is no share between 0 and 1; {self.label} goes by the accuracy that it measures.", stacklevel=2
+                    f"{name!r} is no share between 0 and 1; {self.label} goes by the accuracy that it measures.", stacklevel=2
                 )
 
     def _start_over(self) -> None:
@@ -311,9 +321,8 @@ class GrokkingDetector(Monitor):
         for split in SPLITS:
             self.tracker.restart(split)
 
-    def _source(self, split: Split, history: History) -> str | None:
+    def _source(self, split: Split, history: History, found: str | None) -> str | None:
         """The key of the series to judge by: what the module logs, otherwise what was measured on the probe."""
-        found = self._find(split, history)
         if self.metric_names[split] is not None or (found is not None and self._logs_shares):
             return found
         return self._own(split) if self._own(split) in history else None
@@ -324,7 +333,11 @@ class GrokkingDetector(Monitor):
 
     def _news(self) -> dict[str, float]:
         """What is to be logged: since when what was watched, the events, and those that are taken back."""
-        values = self.tracker.events.values()
+        events = self.tracker.events
+        if events == self._told:
+            return {}
+        self._told = events
+        values = events.values()
         new = {key: value for key, value in values.items() if self._logged.get(key, -1.0) != value}
         self._logged |= new
         return new

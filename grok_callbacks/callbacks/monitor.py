@@ -211,6 +211,9 @@ class Monitor(Callback, metaclass=_MonitorType):
         del history, step
         return {}
 
+    # So that nobody asks, at every epoch's end, a monitor that has no analysis of its own.
+    analyse.says_nothing = True  # type: ignore[attr-defined]
+
     def figures(self) -> Mapping[str, Figure]:
         """Figures of the last measurement by key, without the prefix; asked for at steps 100, 1,000 ... and at the end."""
         return {}
@@ -387,7 +390,10 @@ class Monitor(Callback, metaclass=_MonitorType):
         self.iterated = set()
 
     def logged_metrics_wanted(self, available: Mapping[str, Any]) -> Iterable[str]:
-        """Which of the metrics that the user's module logs this monitor reads from the history."""
+        """Which of the metrics that the user's module logs this monitor reads from the history.
+
+        Asked whenever there are others to choose from.
+        """
         del available
         return ()
 
