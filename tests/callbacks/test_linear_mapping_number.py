@@ -107,6 +107,62 @@ def test_functional_activations_are_measured_by_substitution():
     assert model.training, "the mode is put back"
 
 
+class Convolutional(nn.Module):
+    """Images, flattened before the head in one way or another."""
+
+    def __init__(self, flatten):
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Conv2d(3, 4, 2), nn.Tanh(), nn.MaxPool2d(2))
+        self.head = nn.Linear(16, 2)
+        self.flatten = flatten
+
+    def forward(self, images):
+        return self.head(self.flatten(self.features(images)))
+
+
+@pytest.mark.parametrize(
+    "flatten",
+    [lambda x: x.flatten(1), lambda x: torch.flatten(x, 1), lambda x: x.view(len(x), -1), lambda x: x.reshape(-1, 16)],
+)
+def test_a_flatten_before_the_head_is_part_of_the_chain(flatten):
+    torch.manual_seed(0)
+    model = Convolutional(flatten).double()
+    images = torch.randn(7, 1, 7, 7, dtype=torch.float64)
+    tail = tail_after(view_of(model, images), "features.1")
+    assert [type(layer) for layer in tail] == [nn.Conv2d, nn.Tanh, nn.MaxPool2d, nn.Flatten, nn.Linear]
+    values, _ = lmn_of(model, images)
+    expected = slow_number(lambda h: model.head(model.features[2:](h).flatten(1)), model.features[:2](images).detach())
+    assert values == {"grok/lmn/features.1": pytest.approx(expected, rel=1e-9)}
+
+
+@pytest.mark.parametrize(
+    "flatten",
+    [
+        lambda x: x.transpose(1, 2).flatten(1),  # other rows
+        lambda x: x.flatten(1) + 0,  # an operation of its own
+        lambda x: x.flatten(1).abs_(),  # in the very memory
+        lambda x: x.flatten(2).mean(2).repeat(1, 4),
+        lambda x: x.view(-1, 4)[: len(x)].repeat(1, 4),
+    ],
+)
+def test_what_is_no_flatten_is_measured_by_substitution(flatten):
+    torch.manual_seed(0)
+    model = Convolutional(flatten).double()
+    images = torch.randn(7, 1, 7, 7, dtype=torch.float64)
+    assert tail_after(view_of(model, images), "features.1") is None
+
+
+def test_a_tensor_that_is_written_to_between_layers_is_noticed():
+    class Scaled(nn.Sequential):
+        def forward(self, x):
+            hidden = self[1](self[0](x))
+            hidden.mul_(2)
+            return self[2](hidden)
+
+    model = Scaled(nn.Linear(3, 4), nn.Linear(4, 5), nn.Linear(5, 2))
+    assert tail_after(view_of(model, torch.randn(6, 3)), "0") is None
+
+
 def test_default_is_the_first_place_through_which_everything_passes():
     torch.manual_seed(0)
     inputs = torch.randn(8, 3)
