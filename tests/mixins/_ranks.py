@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import sys
 import warnings
 
@@ -36,6 +37,17 @@ class Sharded(Tokens):
             mesh = self.device_mesh["data_parallel"]
             fully_shard(self.hidden, mesh=mesh)
             fully_shard(self, mesh=mesh)
+
+
+class Leaving(Tokens):
+    """Leaves the process group when its process ends.
+
+    Lightning does not, and gloo's threads may then abort a process that has done all of its work (pytorch issue 190489).
+    """
+
+    def on_fit_start(self):
+        if torch.distributed.is_initialized():
+            atexit.register(torch.distributed.destroy_process_group)
 
 
 def run(cls=Tokens, strategy="auto", ranks=1, embedding_noise=False, **settings):

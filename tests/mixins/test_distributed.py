@@ -13,7 +13,7 @@ import torch
 from grok_callbacks._compat import MisconfigurationException
 from grok_callbacks.mixins import MuonMixin, with_mixins
 from tests.mixins._nets import assert_close, fit, token_loader
-from tests.mixins._ranks import Sharded, run, whole
+from tests.mixins._ranks import Leaving, Sharded, run, whole
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,7 +41,7 @@ def test_sharded_ranks_give_what_one_process_gives(tmp_path):
 def test_spawned_processes(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("PYTHONWARNINGS", "ignore")
-    spawned, _ = run(strategy="ddp_spawn", ranks=2)
+    spawned, _ = run(Leaving, strategy="ddp_spawn", ranks=2)
     module, _ = run()
     assert_close(whole(spawned), whole(module), rtol=1e-4, atol=1e-5)
 
