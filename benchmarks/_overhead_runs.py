@@ -76,18 +76,19 @@ def take_turns(name: str, presets: Sequence[str], steps: int) -> list[dict[str, 
     environment = {**os.environ, **_ALIKE, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
     with ExitStack() as stack:
         processes = []
-        for preset in presets:
+        going = {}
+        for number, preset in enumerate(presets):
             errors = stack.enter_context(tempfile.TemporaryFile("w+"))
             command = [sys.executable, "-m", __spec__.name, name, preset, str(steps)]
             process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True)
             stack.callback(process.kill)
-            # It stops by itself at its first step.
-            os.waitpid(process.pid, os.WUNTRACED)
             processes.append((process, errors))
+            # It stops by itself at its first step.
+            if os.WIFSTOPPED(os.waitpid(process.pid, os.WUNTRACED)[1]):
+                going[number] = process
         turns = [0.0] * len(processes)
-        going = dict(enumerate(processes))
         while going:
-            for number, (process, _) in list(going.items()):
+            for number, process in list(going.items()):
                 start = time.perf_counter()
                 process.send_signal(signal.SIGCONT)
                 _, status = os.waitpid(process.pid, os.WUNTRACED)

@@ -78,9 +78,6 @@ class _Slot:
         self.keys: list[str] = []
         self.needs_samples = False
         self.warned_not_finite = False
-        # Most monitors have no analysis and most schedules no events: what is asked at every epoch's end asks the others.
-        self.analyses = not getattr(monitor.analyse, "says_nothing", False)
-        self.heeds_events = getattr(type(monitor.schedule), "at", None) is not Schedule.at
 
 
 class Recorder:
@@ -125,7 +122,6 @@ class Recorder:
         self.history = History()
         common = Budget.of(budget)
         self._slots = [_Slot(monitor, common) for monitor in monitors]
-        self._heeds_events = any(slot.heeds_events for slot in self._slots)
         shared = probe or next((monitor.probe for monitor in monitors if monitor.probe is not None), Probe())
         for slot in self._slots:
             slot.probe = slot.probe or shared
@@ -310,7 +306,8 @@ class Recorder:
         if type(step) is not int or step < 0:
             step = _checked_step(step)
         self._seen = step
-        if event is not None and not self._heeds_events:
+        # Most schedules know no events, and epochs can be many.
+        if event is not None and all(_is_deaf(slot.monitor.schedule) for slot in self._slots):
             event = None
         if event is None and step < self._next_step and self._bound and not metrics:
             return {}
@@ -398,11 +395,11 @@ class Recorder:
         found: dict[int, dict[str, float]] = {}
         errors: dict[int, Exception] = {}
         for number, slot in enumerate(self._slots):
-            if slot.active and slot.analyses:
+            if slot.active:
                 try:
-                    analysed = slot.monitor.analyse(self.history, step)
+                    analysed = _floats(slot.monitor.analyse(self.history, step))
                     if analysed:
-                        found[number] = _floats(analysed)
+                        found[number] = analysed
                 except Exception as error:
                     errors[number] = error
         for number in sorted({number for numbers in self._ranks.gather(list(errors)) for number in numbers}):
@@ -524,6 +521,11 @@ def _warn_of_what_is_left_out(labels: Mapping[str, Sequence[str]]) -> None:
     """One warning for each reason, however many monitors have it."""
     for why, names in labels.items():
         warnings.warn(f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} left out, {why}", stacklevel=4)
+
+
+def _is_deaf(schedule: Schedule) -> bool:
+    """Whether it measures at steps alone."""
+    return getattr(schedule.at, "__func__", None) is Schedule.at
 
 
 def _floats(values: Mapping[str, float | Tensor]) -> dict[str, float]:

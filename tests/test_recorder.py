@@ -675,3 +675,14 @@ def test_complex_parameters_are_left_out_and_said_to_be():
     refused = pytest.raises(ValueError, match=r"`parameters`: \['filter'\] are complex")
     with pytest.warns(UserWarning, match="complex"), refused:
         Recorder(model, [NormMonitor("filter")], data_probe()).record(0)
+
+
+def test_a_schedule_that_heeds_events_of_its_own_accord():
+    schedule = EverySteps(100)
+    object.__setattr__(schedule, "at", lambda event, epoch: event == "epoch")
+    late, other = Counting("late", schedule=schedule), Counting("other", schedule=EverySteps(100))
+    recorder = Recorder(nn.Linear(2, 2), [late, other])
+    recorder.record(0)
+    assert not recorder.record(5, event="validation")
+    assert list(recorder.record(5, event="epoch")) == ["grok/late"]
+    assert (late.steps, other.steps) == ([0, 5], [0])

@@ -49,14 +49,22 @@ def tail_after(view: ModelView, site: str) -> nn.Sequential | None:
         run = snapshot.forward(inputs=inputs, capture=[site], grad=True)
     current: Any = run.captured[site]
     chain: list[nn.Module] = []
-    for module, given, output in calls[_first_call_after(calls, site, current) :]:
-        if given is current or _is_flat(given, current):
-            chain += [module] if given is current else [nn.Flatten(), module]
-            current = output
+    later = calls[_first_call_after(calls, site, current) :]
+    while (found := _next_call(later, current)) is not None:
+        module, given, output = later[found]
+        chain += [module] if given is current else [nn.Flatten(), module]
+        current, later = output, later[found + 1 :]
     if not chain or current is not run.logits:
         return None
     tail = nn.Sequential(*chain)
     return tail if _leads_to_the_logits(tail, snapshot, site, inputs) else None
+
+
+def _next_call(calls: list[tuple[nn.Module, Tensor | None, Any]], tensor: Any) -> int | None:
+    """Index of the call that takes a tensor as it is, otherwise of one that takes it flattened."""
+    taken = (index for index, (_, given, _) in enumerate(calls) if given is not None and given is tensor)
+    flattened = (index for index, (_, given, _) in enumerate(calls) if _is_flat(given, tensor))
+    return next(taken, next(flattened, None))
 
 
 def _is_flat(given: Tensor | None, before: Any) -> bool:
@@ -65,7 +73,7 @@ def _is_flat(given: Tensor | None, before: Any) -> bool:
         given is not None
         and isinstance(before, Tensor)
         and before.ndim > 2
-        and given.shape == (len(before), before[0].numel())
+        and given.shape == (len(before), before.shape[1:].numel())
         and given.is_contiguous()
         and before.is_contiguous()
         and given.data_ptr() == before.data_ptr()
@@ -75,9 +83,12 @@ def _is_flat(given: Tensor | None, before: Any) -> bool:
 def _leads_to_the_logits(tail: nn.Sequential, snapshot: Snapshot, site: str, inputs: Any) -> bool:
     """Whether the layers alone do: something may have written into a tensor between two of them."""
     run = snapshot.forward(inputs=inputs, capture=[site])
-    with observing(snapshot.view.model):
-        logits = tail(run.captured[site])
-    return bool(torch.allclose(logits, run.logits, rtol=1e-4, equal_nan=True))
+    try:
+        with observing(snapshot.view.model):
+            logits = tail(run.captured[site])
+    except Exception:
+        return False  # A layer that needs what its parent prepares.
+    return logits.shape == run.logits.shape and bool(torch.allclose(logits, run.logits, rtol=1e-4, equal_nan=True))
 
 
 def _first_call_after(calls: list[tuple[nn.Module, Tensor | None, Any]], site: str, tensor: Tensor) -> int:

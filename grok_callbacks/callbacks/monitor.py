@@ -211,9 +211,6 @@ class Monitor(Callback, metaclass=_MonitorType):
         del history, step
         return {}
 
-    # So that nobody asks, at every epoch's end, a monitor that has no analysis of its own.
-    analyse.says_nothing = True  # type: ignore[attr-defined]
-
     def figures(self) -> Mapping[str, Figure]:
         """Figures of the last measurement by key, without the prefix; asked for at steps 100, 1,000 ... and at the end."""
         return {}

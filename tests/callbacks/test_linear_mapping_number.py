@@ -163,6 +163,31 @@ def test_a_tensor_that_is_written_to_between_layers_is_noticed():
     assert tail_after(view_of(model, torch.randn(6, 3)), "0") is None
 
 
+def test_a_layer_that_needs_its_parent_is_measured_by_substitution():
+    class Needy(nn.Linear):
+        shift = None
+
+        def forward(self, x):
+            return super().forward(x) + self.shift
+
+    class Parent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.act, self.last = nn.Linear(3, 4), nn.Tanh(), Needy(4, 2)
+
+        def forward(self, x):
+            self.last.shift = x[:, :1]
+            out = self.last(self.act(self.first(x)))
+            self.last.shift = None
+            return out
+
+    torch.manual_seed(0)
+    inputs = torch.randn(6, 3)
+    assert tail_after(view_of(Parent(), inputs), "act") is None
+    values, _ = lmn_of(Parent(), inputs, layers="act")
+    assert values["grok/lmn/act"] == pytest.approx(1.0)
+
+
 def test_default_is_the_first_place_through_which_everything_passes():
     torch.manual_seed(0)
     inputs = torch.randn(8, 3)
