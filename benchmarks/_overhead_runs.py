@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -29,8 +30,8 @@ from grok_callbacks import default_callbacks
 from grok_callbacks.callbacks import _session
 
 
-def run(name: str, preset: str, steps: int) -> dict[str, Any]:
-    """One fit, with a preset or with none: its time, what of it was spent in the callbacks, and peak memory."""
+def run(name: str, preset: str, steps: int, *others: Callback) -> dict[str, Any]:
+    """One fit, with a preset or with none: its time, what of it was spent in the callbacks, peak memory and page faults."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -42,7 +43,7 @@ def run(name: str, preset: str, steps: int) -> dict[str, Any]:
     callbacks: list[Any] = [] if preset == "none" else default_callbacks(preset)  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
-            accelerator="cpu", devices=1, max_steps=steps, max_epochs=-1, callbacks=[*callbacks, _Turns()],
+            accelerator="cpu", devices=1, max_steps=steps, max_epochs=-1, callbacks=[*callbacks, *others],
             logger=TensorBoardLogger(folder), val_check_interval=TASKS[name].validate_every, check_val_every_n_epoch=None,
             enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False, log_every_n_steps=10,
             num_sanity_val_steps=0,
@@ -55,25 +56,32 @@ def run(name: str, preset: str, steps: int) -> dict[str, Any]:
         "cpu": cpu,
         "spent": spent[0],
         "peak": _peak(),
+        "faults": resource.getrusage(resource.RUSAGE_SELF).ru_minflt,
         "measurements": {slot.monitor.label: slot.measurements for slot in recorder._slots} if recorder is not None else {},
         "seconds": recorder.seconds if recorder is not None else {},
         "weights": float(sum(parameter.double().sum() for parameter in module.parameters())),
     }
 
 
-# Where the allocator hands memory back within a step and fetches it anew in the next, as by the chance of where things lie it
-# does in some processes, a run takes up to a fifth longer: of two equal runs one had ten times the other's page faults. So all
-# keep what they have.
+# Whether the allocator hands memory back within a step and fetches it anew in the next hangs on where things happen to lie, and
+# on what was allocated before. So all runs keep what they have.
 _ALIKE = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**25), "PYTHONHASHSEED": "0"}
 
 
-def take_turns(name: str, presets: Sequence[str], steps: int) -> list[dict[str, Any]]:
+def take_turns(name: str, presets: Sequence[str], steps: int, *, alike: bool = True) -> list[dict[str, Any]]:
     """The same run with each preset, in turns of so many steps: a slow moment of the machine meets all at the same step.
+
+    Args:
+        name: Of the task.
+        presets: Of the runs.
+        steps: Of each run.
+        alike: Whether the allocator keeps what is freed, in all of them; otherwise it does as it is used to.
 
     Returns:
         What each run gave, and as ``core`` the share of a core that it had in its turns.
     """
-    environment = {**os.environ, **_ALIKE, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    allocator = _ALIKE if alike else {}
+    environment = {**os.environ, **allocator, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
     with ExitStack() as stack:
         processes = []
         going = {}
@@ -152,4 +160,4 @@ def _clocked() -> list[float]:
 
 
 if __name__ == "__main__":
-    print("RESULT " + json.dumps(run(sys.argv[1], sys.argv[2], int(sys.argv[3]))))
+    print("RESULT " + json.dumps(run(sys.argv[1], sys.argv[2], int(sys.argv[3]), _Turns())))

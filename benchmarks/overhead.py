@@ -61,6 +61,7 @@ def main() -> None:
             if repeat == 0:
                 short = min(steps[name], _CONTROL)
                 done.get(f"control {name}", lambda n=name, s=short: take_turns(n, (_NONE, _NONE), s))
+                done.get(f"allocator {name}", lambda n=name, s=short: take_turns(n, (_NONE, _NONE, "standard"), s, alike=False))
             done.get(f"runs {name} {steps[name]} {repeat}", lambda n=name: take_turns(n, (_NONE, *PRESETS), steps[n]))
         if repeat == 0:
             _peers_and_growth(done, arguments)
@@ -154,9 +155,18 @@ def _disturbance(done: _Results) -> str:
     )
     return (
         f"Time ratio of two runs without callbacks, {_CONTROL:,} steps in turns: {apart}. In their turns the processes had "
-        f"{cores[0]:.0%} to {cores[-1]:.0%} of a core. The allocator was told to keep memory that is freed, since whether it "
-        "hands some back at every step hangs on chance and moves a run by up to a fifth."
+        f"{cores[0]:.0%} to {cores[-1]:.0%} of a core. The allocator was told to keep memory that is freed. As it is used to, "
+        f"it hands some back at every step or does not, as chance has it; two runs without callbacks and one with `standard`, "
+        f"{_CONTROL:,} steps in turns, then have, as ratios to the first (and millions of page faults): {_as_used(done)}."
     )
+
+
+def _as_used(done: _Results) -> str:
+    cells = {
+        name: ", ".join(f"{run['cpu'] / runs[0]['cpu']:.3f} ({run['faults'] / 1e6:.1f})" for run in runs)
+        for name, runs in done.under("allocator ").items()
+    }
+    return "; ".join(f"{name} {cell}" for name, cell in cells.items())
 
 
 _LIMITS = """*Time ratio* is CPU time of the fit over that of the run without callbacks with which it took turns, the median of
@@ -164,7 +174,7 @@ the pairs. *1 + share in callbacks* is the same within one run: CPU time of the 
 callbacks' hooks (drawing samples, measuring, figures and writing to TensorBoard included). *Met* goes by the larger of both;
 *ms each*, *allowed* (the training steps that a measurement may cost for the bar to be met at this length) and *met from steps*
 too. With `standard` and `full` the pairs show 2 to 3% more than the share does, with `economy` none to 1%: the training steps
-themselves are that much slower there, in proportion to their own time, which is not explained yet.
+themselves are that much slower there, which is not explained yet.
 
 What limits it: a measurement's work does not shrink with the model or the batch. It begins with passes over 256 training and
 256 validation samples, about as many as two batches of these runs; the standard preset adds 1,488 samples for the linear

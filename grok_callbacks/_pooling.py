@@ -19,8 +19,8 @@ _OWN = nn.MaxPool2d.forward
 def quick_pooling(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Have max-pooling layers take rows and columns one after the other, without their indices.
 
-    On the CPU torch looks for the place of each maximum too, one entry at a time unless channels come last. That is five to ten
-    times slower than the maxima alone, and most of what a small convolutional network does in a pass without gradients.
+    On the CPU torch looks for the place of each maximum too, one entry at a time unless channels come last. With the windows of
+    common networks the maxima alone are to be had 5 to 14 times sooner (benchmarks/results/pooling.md).
 
     Args:
         modules: The model's; without a pooling layer among them nothing is done.
