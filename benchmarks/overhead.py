@@ -155,9 +155,9 @@ def _disturbance(done: _Results) -> str:
     )
     return (
         f"Time ratio of two runs without callbacks, {_CONTROL:,} steps in turns: {apart}. In their turns the processes had "
-        f"{cores[0]:.0%} to {cores[-1]:.0%} of a core. The allocator was told to keep memory that is freed. As it is used to, "
-        f"it hands some back at every step or does not, as chance has it; two runs without callbacks and one with `standard`, "
-        f"{_CONTROL:,} steps in turns, then have, as ratios to the first (and millions of page faults): {_as_used(done)}."
+        f"{cores[0]:.0%} to {cores[-1]:.0%} of a core. The allocator was told to keep memory that is freed. Left as it is, "
+        "it hands some back at every step in some processes and not in others: two runs without callbacks and one with "
+        f"`standard`, {_CONTROL:,} steps in turns, as ratios to the first (and millions of page faults): {_as_used(done)}."
     )
 
 
