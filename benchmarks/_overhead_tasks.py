@@ -56,14 +56,14 @@ def _convolutions() -> tuple[Classifier, LightningDataModule]:
 
 
 TASKS = {
-    "MLP": Task("64-200-200-10 on 300 digits in full batches, as in examples/digits.py", _digits, 40_000, 50),
+    "MLP": Task("64-200-200-10 on 300 digits in full batches, as in examples/digits.py", _digits, 100_000, 50),
     "transformer": Task(
         "one layer of width 64, 4 heads, 128 hidden units, on addition modulo 31, 40% of the pairs in full batches, the "
         "package's recipe, which generalises at 825 to 975",
-        _transformer, 20_000, 50,
+        _transformer, 40_000, 50,
     ),
     "CNN": Task(
-        "16 and 32 channels with batch normalisation on 1,000 digits in batches of 200, 5,000 epochs",
-        _convolutions, 25_000, 50,
+        "16 and 32 channels with batch normalisation on 1,000 digits in batches of 200, 10,000 epochs",
+        _convolutions, 50_000, 50,
     ),
 }  # fmt: skip

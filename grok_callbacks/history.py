@@ -42,6 +42,11 @@ class Series:
 
     def after(self, step: int) -> list[tuple[int, float]]:
         """The points later than ``step``."""
+        # Most often there is none, or the last alone.
+        if not self.steps or self.steps[-1] <= step:
+            return []
+        if len(self.steps) > 1 and self.steps[-2] <= step:
+            return [(self.steps[-1], self.values[-1])]
         index = bisect_right(self.steps, step)
         return list(zip(self.steps[index:], self.values[index:], strict=True))
 
@@ -85,7 +90,10 @@ class History(Mapping[str, Series]):
         """Put one point on each of the named series."""
         self.additions += 1
         for key, value in values.items():
-            self._series.setdefault(key, Series()).put(step, float(value))
+            series = self._series.get(key)
+            if series is None:
+                series = self._series[key] = Series()
+            series.put(step, float(value))
 
     def merge(self, other: Mapping[str, Series]) -> None:
         """Put another history's points into this one; where both have a step, the other's value holds."""

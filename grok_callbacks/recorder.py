@@ -134,6 +134,8 @@ class Recorder:
         self._seen = -1
         self._bound = False
         self._next_step: float = -1
+        self._heard_of: list[Schedule] = []
+        self._deaf = False
 
     @property
     def monitors(self) -> list[Measurable]:
@@ -307,7 +309,7 @@ class Recorder:
             step = _checked_step(step)
         self._seen = step
         # Most schedules know no events, and epochs can be many.
-        if event is not None and all(_is_deaf(slot.monitor.schedule) for slot in self._slots):
+        if event is not None and self._all_are_deaf():
             event = None
         if event is None and step < self._next_step and self._bound and not metrics:
             return {}
@@ -315,7 +317,9 @@ class Recorder:
             self.bind(start=step)
         if metrics:
             self.history.add(step, metrics)
-        due = self._within_budget([slot for slot in self._slots if self._is_due(slot, step, event, epoch)])
+        may_be_due = event is not None or step >= self._next_step
+        due = [slot for slot in self._slots if self._is_due(slot, step, event, epoch)] if may_be_due else []
+        due = self._within_budget(due)
         values = self._measure(due, step) if due else {}
         if due or metrics:
             values |= self._analyse(step)
@@ -325,6 +329,14 @@ class Recorder:
                     slot.next_step = slot.monitor.schedule.next_step(step)
             self._plan()
         return values
+
+    def _all_are_deaf(self) -> bool:
+        """Whether no schedule takes notice of the ends of epochs and validations."""
+        schedules = [slot.monitor.schedule for slot in self._slots]
+        # The same objects, as a rule.
+        if schedules != self._heard_of:
+            self._heard_of, self._deaf = schedules, all(map(_is_deaf, schedules))
+        return self._deaf
 
     def _is_due(self, slot: _Slot, step: int, event: Event | None, epoch: int) -> bool:
         is_time = slot.next_step is not None and step >= slot.next_step
@@ -397,9 +409,9 @@ class Recorder:
         for number, slot in enumerate(self._slots):
             if slot.active:
                 try:
-                    analysed = _floats(slot.monitor.analyse(self.history, step))
+                    analysed = slot.monitor.analyse(self.history, step)
                     if analysed:
-                        found[number] = analysed
+                        found[number] = _floats(analysed)
                 except Exception as error:
                     errors[number] = error
         for number in sorted({number for numbers in self._ranks.gather(list(errors)) for number in numbers}):

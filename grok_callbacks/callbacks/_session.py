@@ -166,8 +166,7 @@ class Session:
         if self.epochs_ended == 0:
             self._warn_of_uncounted_steps()
         self.epochs_ended += 1
-        self._record_event("epoch")
-        self._take_in_metrics()
+        self._take_in_metrics("epoch")
 
     def _warn_of_uncounted_steps(self) -> None:
         """In manual optimisation Lightning counts the steps of its own wrappers only."""
@@ -189,7 +188,7 @@ class Session:
         """Measure what is due at a validation's end, before early stopping looks."""
         if not self.trainer.sanity_checking:
             self._settle_validation()
-            self._record_event("validation")
+            self._record("validation")
 
     def validation_end(self) -> None:
         """Take in the module's own metrics, which are complete only now."""
@@ -364,15 +363,21 @@ class Session:
         for logger in self._working_loggers() if standing else ():
             self._try(logger, partial(publish, logger))
 
-    def _record_event(self, event: Any) -> None:
+    def _record(self, event: Any = None, metrics: Mapping[str, float] | None = None) -> None:
+        """Measure what is due, take note of metrics, and publish what follows."""
         assert self.recorder is not None
         if self.recorder.is_bound:
-            values = self.recorder.record(self.trainer.global_step, event=event, epoch=self.trainer.current_epoch)
+            trainer = self.trainer
+            values = self.recorder.record(trainer.global_step, event=event, epoch=trainer.current_epoch, metrics=metrics)
             if values:
                 self._publish(values)
 
-    def _take_in_metrics(self) -> None:
-        """Put into the history what the module has logged and a monitor wants to read: rank 0's values on all ranks."""
+    def _take_in_metrics(self, event: Any = None) -> None:
+        """Put into the history what the module has logged and a monitor wants to read: rank 0's values on all ranks.
+
+        Args:
+            event: What has ended, if something may be due for it.
+        """
         recorder = self.recorder
         if recorder is None or not recorder.is_bound:
             return
@@ -382,10 +387,8 @@ class Session:
             self._wanted = sorted({name for each in self.monitors for name in each.logged_metrics_wanted(available)})
         fresh = {name: float(available[name]) for name in self._wanted if self._is_fresh(name, available[name])}
         metrics = recorder.from_first(fresh)
-        if metrics:
-            values = recorder.record(self.trainer.global_step, metrics=metrics)
-            if values:
-                self._publish(values)
+        if metrics or event is not None:
+            self._record(event, metrics)
 
     def _is_fresh(self, name: str, value: Tensor) -> bool:
         """Whether a metric was logged since the last look; until then Lightning shows the old one, in the same memory."""

@@ -139,6 +139,9 @@ class GrokkingDetector(Monitor):
         self._is_watching = False
         # When `follow` last looked, and how much there was to see.
         self._followed: tuple[int, ...] = ()
+        # How many series there were then, and what was found among them.
+        self._known = -1
+        self._found: dict[Split, str | None] = {}
         self._told: Events | None = None
         # States of detectors with other settings in the checkpoint that the run goes on from.
         self._saved_otherwise: list[str] = []
@@ -174,6 +177,7 @@ class GrokkingDetector(Monitor):
         self._unannounced = []
         self._is_watching = False
         self._followed = ()
+        self._known = -1
         self._told = None
 
     def _can_measure(self, split: Split, view: ModelView) -> bool:
@@ -254,7 +258,9 @@ class GrokkingDetector(Monitor):
         if not self._is_watching:
             # The first measurement may come later, when a probe has filled.
             self._is_watching, self.tracker.start = True, step if self.session is None else self.session.began
-        found = {split: self._find(split, history) for split in SPLITS}
+        if len(history) != self._known:
+            self._known, self._found = len(history), {split: self._find(split, history) for split in SPLITS}
+        found = self._found
         self._check_shares(history, found)
         self._check_names(history, step)
         for split in SPLITS:
@@ -308,7 +314,8 @@ class GrokkingDetector(Monitor):
         for split, name in found.items():
             if name is None or self.metric_names[split] is not None or not self._logs_shares:
                 continue
-            if not all(is_share(value) for _, value in history[name].after(self._fed[split])):
+            new = history[name].after(self._fed[split])
+            if new and not all(is_share(value) for _, value in new):
                 self._logs_shares = False
                 self._start_over()
                 warnings.warn(

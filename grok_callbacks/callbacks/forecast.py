@@ -213,6 +213,7 @@ class GrokkingForecast(Monitor):
         self._due: int | None = None
         # Judges the run where there is no detector.
         self._stand_in = GrokkingDetector(prefix=self.prefix)
+        self._judged: tuple[Recorder | None, GrokkingDetector] | None = None
         self._stand_in_error: ValueError | None = None
 
     def bind(self, view: ModelView) -> None:
@@ -274,9 +275,13 @@ class GrokkingForecast(Monitor):
     @property
     def _judge(self) -> GrokkingDetector:
         """Who knows the run's events."""
-        monitors = self._recorder.monitors if self._recorder is not None else []
-        detectors = [monitor for monitor in monitors if isinstance(monitor, GrokkingDetector)]
-        return min(detectors, key=lambda detector: detector.prefix != self.prefix, default=self._stand_in)
+        # The monitors of a Recorder stay the same.
+        if self._judged is None or self._judged[0] is not self._recorder:
+            monitors = self._recorder.monitors if self._recorder is not None else []
+            detectors = [monitor for monitor in monitors if isinstance(monitor, GrokkingDetector)]
+            judge = min(detectors, key=lambda detector: detector.prefix != self.prefix, default=self._stand_in)
+            self._judged = self._recorder, judge
+        return self._judged[1]
 
     def measure(self, snapshot: Snapshot) -> Mapping[str, float | Tensor]:
         """Accuracy and loss on the probe if no detector measures them; the forecast follows once all monitors have measured."""
