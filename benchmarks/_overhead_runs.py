@@ -29,6 +29,9 @@ from benchmarks._overhead_tasks import TASKS
 from grok_callbacks import default_callbacks
 from grok_callbacks.callbacks import _session
 
+#: No callbacks; and none, but a few other forward passes before the first step.
+NONE, USED = BARE = ("none", "used heap")
+
 
 def run(name: str, preset: str, steps: int, *others: Callback) -> dict[str, Any]:
     """One fit, with a preset or with none: its time, what of it was spent in the callbacks, peak memory and page faults."""
@@ -40,7 +43,9 @@ def run(name: str, preset: str, steps: int, *others: Callback) -> dict[str, Any]
     spent = _clocked()
     # The monitors' own clocks as well: they would go on while the process is stopped.
     grok_callbacks.recorder.time = SimpleNamespace(perf_counter=time.process_time)  # type: ignore[attr-defined]
-    callbacks: list[Any] = [] if preset == "none" else default_callbacks(preset)  # type: ignore[arg-type]
+    callbacks: list[Any] = [] if preset in BARE else default_callbacks(preset)  # type: ignore[arg-type]
+    if preset == USED:
+        others = (*others, UsedHeap())
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             accelerator="cpu", devices=1, max_steps=steps, max_epochs=-1, callbacks=[*callbacks, *others],
@@ -117,6 +122,21 @@ class _Turns(Callback):
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         if trainer.global_step % self.STEPS == 0:
             os.kill(os.getpid(), signal.SIGSTOP)
+
+
+class UsedHeap(Callback):
+    """Has memory of other sizes used once, as validation on larger batches would."""
+
+    SIZES = (256, 512, 1_488, 128, 700)
+    TIMES = 3
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        with torch.random.fork_rng(), torch.no_grad():
+            inputs = next(iter(trainer.datamodule.val_dataloader()))[0]  # type: ignore[attr-defined]
+            pl_module.eval()
+            for size in self.SIZES * self.TIMES:
+                pl_module(inputs[torch.arange(size) % len(inputs)])
+            pl_module.train()
 
 
 def _result(process: subprocess.Popen[str], errors: IO[str]) -> dict[str, Any]:

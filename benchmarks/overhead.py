@@ -5,8 +5,8 @@
 Each run is a fit in a process of its own, from one seed and with the default schedule: the trained weights must come out the
 same to the last bit. The run without callbacks and the runs with each preset take turns of 20 steps, so that whatever slows
 the machine slows all alike at the same step, and times are CPU time of the fit. How far two equal runs come apart that way is
-measured, too, and the share of the fit that was spent in the callbacks, for which no second run is needed. Peak memory is the
-largest resident set of the process.
+measured, too, what it costs to have used memory before the first step, and the share of the fit that was spent in the
+callbacks, for which no second run is needed. Peak memory is the largest resident set of the process.
 
 ``--peers PYTHON`` names the interpreter of an environment with WeightWatcher, devinterp or cockpit-for-pytorch, which are
 called on the same networks. ``--results FILE`` keeps finished runs, so that an interrupted benchmark goes on. ``--quick`` does
@@ -30,7 +30,7 @@ import torch
 from benchmarks._common import markdown, parser, publish
 from benchmarks._overhead_growth import PROBES, SEQUENCE, SHAPES, Cost, exponent, measure
 from benchmarks._overhead_peers import PEERS
-from benchmarks._overhead_runs import read_result, take_turns
+from benchmarks._overhead_runs import NONE, USED, UsedHeap, read_result, take_turns
 from benchmarks._overhead_tasks import TASKS
 from grok_callbacks import LogSpaced
 from grok_callbacks.callbacks.presets import PRESETS
@@ -39,9 +39,9 @@ from grok_callbacks.callbacks.presets import PRESETS
 BARS = {"economy": 1.02, "standard": 1.05, "full": 1.15}
 #: And memory.
 MEMORY_BAR = 1.1
-_NONE = "none"
-#: Steps of two equal runs.
+#: Steps of the runs that show how far equal ones come apart, and what else the time of a step hangs on.
 _CONTROL = 5_000
+_CONTROLS = (NONE, NONE, USED, USED)
 
 
 def main() -> None:
@@ -60,9 +60,9 @@ def main() -> None:
         for name in TASKS:
             if repeat == 0:
                 short = min(steps[name], _CONTROL)
-                done.get(f"control {name}", lambda n=name, s=short: take_turns(n, (_NONE, _NONE), s))
-                done.get(f"allocator {name}", lambda n=name, s=short: take_turns(n, (_NONE, _NONE, "standard"), s, alike=False))
-            done.get(f"runs {name} {steps[name]} {repeat}", lambda n=name: take_turns(n, (_NONE, *PRESETS), steps[n]))
+                done.get(f"control {name}", lambda n=name, s=short: take_turns(n, _CONTROLS, s))
+                done.get(f"allocator {name}", lambda n=name, s=short: take_turns(n, (NONE, NONE, "standard"), s, alike=False))
+            done.get(f"runs {name} {steps[name]} {repeat}", lambda n=name: take_turns(n, (NONE, *PRESETS), steps[n]))
         if repeat == 0:
             _peers_and_growth(done, arguments)
     parts = [
@@ -135,7 +135,7 @@ def _whole_runs(done: _Results, steps: dict[str, int], repeats: int) -> str:
     for name in TASKS:
         turns = [done.values[key] for key in (f"runs {name} {steps[name]} {n}" for n in range(repeats)) if key in done.values]
         bare = [runs[0] for runs in turns]
-        for number, preset in enumerate((_NONE, *PRESETS)):
+        for number, preset in enumerate((NONE, *PRESETS)):
             runs = [each[number] for each in turns]
             if any(run["weights"] != bare[0]["weights"] for run in runs):
                 raise RuntimeError(f"{preset} changed the training of {name}.")
@@ -150,15 +150,19 @@ def _whole_runs(done: _Results, steps: dict[str, int], repeats: int) -> str:
 def _disturbance(done: _Results) -> str:
     """How far equal runs come apart, and how much of the machine the runs had: on an idle one, all of a core."""
     cores = sorted(run["core"] for runs in done.under("runs ").values() for run in runs)
-    apart = ", ".join(
-        f"{second['cpu'] / first['cpu']:.3f} ({name})" for name, (first, second) in done.under("control ").items()
-    )
+    apart = "; ".join(f"{name} {_ratios(runs)}" for name, runs in done.under("control ").items())
     return (
-        f"Time ratio of two runs without callbacks, {_CONTROL:,} steps in turns: {apart}. In their turns the processes had "
-        f"{cores[0]:.0%} to {cores[-1]:.0%} of a core. The allocator was told to keep memory that is freed. Left as it is, "
+        "What the time of a step hangs on besides: two runs without callbacks, and two more that before the first step made "
+        f"{len(UsedHeap.SIZES) * UsedHeap.TIMES} forward passes on other numbers of samples and nothing else, {_CONTROL:,} "
+        f"steps in turns, as ratios to the first: {apart}. In their turns the processes had {cores[0]:.0%} to {cores[-1]:.0%} "
+        "of a core. The allocator was told to keep memory that is freed. Left as it is, "
         "it hands some back at every step in some processes and not in others: two runs without callbacks and one with "
         f"`standard`, {_CONTROL:,} steps in turns, as ratios to the first (and millions of page faults): {_as_used(done)}."
     )
+
+
+def _ratios(runs: Sequence[Any]) -> str:
+    return ", ".join(f"{run['cpu'] / runs[0]['cpu']:.3f}" for run in runs)
 
 
 def _as_used(done: _Results) -> str:
@@ -188,7 +192,7 @@ steps* the presets cost more than the bar; `budget=0.05` then caps it, by measur
 def _row(preset: str, runs: Sequence[Any], bare: Sequence[Any], steps: int) -> list[Any]:
     cpu = statistics.median(run["cpu"] for run in runs)
     peak = max(run["peak"] for run in runs)
-    if preset == _NONE:
+    if preset == NONE:
         return [f"{cpu:.1f}", 0, "", "", 1, "", 1, f"{peak:.0f}", "", ""]
     ratios = [run["cpu"] / other["cpu"] for run, other in zip(runs, bare, strict=True)]
     paired = statistics.median(ratios)
@@ -231,7 +235,7 @@ def _by_monitor(done: _Results, steps: dict[str, int]) -> str:
 
 def _first(done: _Results, name: str, steps: dict[str, int]) -> dict[str, Any]:
     """The first run with each preset."""
-    return dict(zip((_NONE, *PRESETS), done.values[f"runs {name} {steps[name]} 0"], strict=True))
+    return dict(zip((NONE, *PRESETS), done.values[f"runs {name} {steps[name]} 0"], strict=True))
 
 
 def _milliseconds(seconds: float | None, count: int | None) -> str:

@@ -134,8 +134,9 @@ class Recorder:
         self._seen = -1
         self._bound = False
         self._next_step: float = -1
-        self._heard_of: list[Schedule] = []
-        self._deaf = False
+        # How the schedules hear of the ends of epochs and validations, and whether none does.
+        self._ways: list[Callable[..., bool]] = []
+        self._are_deaf = False
 
     @property
     def monitors(self) -> list[Measurable]:
@@ -332,11 +333,11 @@ class Recorder:
 
     def _all_are_deaf(self) -> bool:
         """Whether no schedule takes notice of the ends of epochs and validations."""
-        schedules = [slot.monitor.schedule for slot in self._slots]
-        # The same objects, as a rule.
-        if schedules != self._heard_of:
-            self._heard_of, self._deaf = schedules, all(map(_is_deaf, schedules))
-        return self._deaf
+        # The same ones, as a rule.
+        ways = [slot.monitor.schedule.at for slot in self._slots]
+        if ways != self._ways:
+            self._ways, self._are_deaf = ways, all(getattr(way, "__func__", None) is Schedule.at for way in ways)
+        return self._are_deaf
 
     def _is_due(self, slot: _Slot, step: int, event: Event | None, epoch: int) -> bool:
         is_time = slot.next_step is not None and step >= slot.next_step
@@ -410,7 +411,7 @@ class Recorder:
             if slot.active:
                 try:
                     analysed = slot.monitor.analyse(self.history, step)
-                    if analysed:
+                    if analysed != {}:
                         found[number] = _floats(analysed)
                 except Exception as error:
                     errors[number] = error
@@ -533,11 +534,6 @@ def _warn_of_what_is_left_out(labels: Mapping[str, Sequence[str]]) -> None:
     """One warning for each reason, however many monitors have it."""
     for why, names in labels.items():
         warnings.warn(f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} left out, {why}", stacklevel=4)
-
-
-def _is_deaf(schedule: Schedule) -> bool:
-    """Whether it measures at steps alone."""
-    return getattr(schedule.at, "__func__", None) is Schedule.at
 
 
 def _floats(values: Mapping[str, float | Tensor]) -> dict[str, float]:

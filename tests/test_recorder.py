@@ -551,6 +551,15 @@ def test_an_analysis_that_fails_is_switched_off():
     assert len(caught) == 1
 
 
+def test_an_analysis_that_returns_nothing_is_an_error():
+    class Forgetful(Watching):
+        def analyse(self, history, step):
+            pass
+
+    with pytest.warns(UserWarning, match="Forgetful failed.*NoneType"):
+        Recorder(mlp(), [Forgetful()]).record(0)
+
+
 # State.
 
 
@@ -686,3 +695,16 @@ def test_a_schedule_that_heeds_events_of_its_own_accord():
     assert not recorder.record(5, event="validation")
     assert list(recorder.record(5, event="epoch")) == ["grok/late"]
     assert (late.steps, other.steps) == ([0, 5], [0])
+
+
+@pytest.mark.parametrize("replaced", [False, True], ids=["changed", "replaced"])
+def test_a_schedule_that_comes_to_heed_events_later(replaced):
+    monitor = Counting(schedule=EverySteps(100))
+    recorder = Recorder(nn.Linear(2, 2), [monitor])
+    recorder.record(0)
+    assert not recorder.record(5, event="epoch")
+    if replaced:
+        monitor.schedule = EverySteps(100)
+    object.__setattr__(monitor.schedule, "at", lambda event, epoch: event == "epoch")
+    assert recorder.record(6, event="epoch")
+    assert monitor.steps == [0, 6]

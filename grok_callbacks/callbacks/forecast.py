@@ -224,6 +224,10 @@ class GrokkingForecast(Monitor):
         except ValueError as error:
             self._stand_in_error = error  # A detector may know better.
 
+    def __getstate__(self) -> dict[str, Any]:
+        """As of every monitor; the judge is looked for anew."""
+        return super().__getstate__() | {"_judged": None}
+
     def attach(self, recorder: Recorder) -> Mapping[str, Any] | None:
         """Look for a detector, and for something to go by."""
         restored = super().attach(recorder)

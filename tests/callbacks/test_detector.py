@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from grok_callbacks import EverySteps, GrokkingDetector, Probe, Recorder
+from grok_callbacks import EveryEpoch, EverySteps, GrokkingDetector, NormMonitor, Probe, Recorder
 from grok_callbacks._compat import MisconfigurationException
 from tests._common import Plain, Stream, events, fit, loader, samples, trainer
 
@@ -419,3 +419,16 @@ def test_a_resume_with_its_state_says_nothing(tmp_path):
 def fit_on(detector, folder, values):
     made = trainer([detector], max_steps=-1, max_epochs=15)
     made.fit(Scripted(*values), loader(8), loader(8, seed=1), ckpt_path=folder / "x.ckpt")
+
+
+def test_a_schedule_by_epochs_beside_it_changes_no_event():
+    """The accuracy that the module logs at an epoch's end is there when that end is looked at."""
+
+    def found(schedule):
+        torch.manual_seed(0)
+        detector = GrokkingDetector(chance=0.0, memorized_threshold=0.5)
+        monitors = [detector, NormMonitor(schedule=schedule)]
+        fit(monitors, Plain(logs=True), loader(), loader(16, seed=1), max_steps=-1, max_epochs=8)
+        return detector.memorized_step, detector.onset_step, detector.grokked_step
+
+    assert found(EveryEpoch()) == found(EverySteps(100))

@@ -616,6 +616,16 @@ def test_a_resumed_fit(tmp_path, stop):
     assert parts[-1].warning == whole[-1].warning
 
 
+def test_pickles_without_the_model():
+    monitors = [Norms(), Events(), forecaster()]
+    recorder = recorder_of(monitors)
+    for step in range(0, 301, EVERY):
+        recorder.record(step)
+    assert monitors[-1].forecast is not None
+    recorder.model.unpicklable = lambda: None
+    assert pickle.loads(pickle.dumps(monitors[-1])).state_key == copy.deepcopy(monitors[-1]).state_key
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["deepcopy", "pickle"])
 def test_copies(copied):
     monitors = watched()
