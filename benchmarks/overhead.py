@@ -42,6 +42,8 @@ MEMORY_BAR = 1.1
 #: Steps of the runs that show how far equal ones come apart, and what else the time of a step hangs on.
 _CONTROL = 5_000
 _CONTROLS = (NONE, NONE, USED, USED)
+#: Where the allocator, left as it is, fetches memory anew at every step: there the whole run is made that way, too.
+_FAULTING = "CNN"
 
 
 def main() -> None:
@@ -61,6 +63,8 @@ def main() -> None:
             if repeat == 0:
                 short = min(steps[name], _CONTROL)
                 done.get(f"control {name}", lambda n=name, s=short: take_turns(n, _CONTROLS, s))
+                if name == _FAULTING:
+                    done.get(f"as used {name}", lambda n=name: take_turns(n, (NONE, *PRESETS), steps[n], alike=False))
                 done.get(f"allocator {name}", lambda n=name, s=short: take_turns(n, (NONE, NONE, "standard"), s, alike=False))
             done.get(f"runs {name} {steps[name]} {repeat}", lambda n=name: take_turns(n, (NONE, *PRESETS), steps[n]))
         if repeat == 0:
@@ -157,12 +161,22 @@ def _disturbance(done: _Results) -> str:
         f"steps in turns, as ratios to the first: {apart}. In their turns the processes had {cores[0]:.0%} to {cores[-1]:.0%} "
         "of a core. The allocator was told to keep memory that is freed. Left as it is, "
         "it hands some back at every step in some processes and not in others: two runs without callbacks and one with "
-        f"`standard`, {_CONTROL:,} steps in turns, as ratios to the first (and millions of page faults): {_as_used(done)}."
+        f"`standard`, {_CONTROL:,} steps in turns, as ratios to the first (and millions of page faults): {_as_used(done)}. "
+        f"So the whole run of the {_FAULTING} once more, the allocator left as it is: {_whole_as_used(done)}."
     )
 
 
 def _ratios(runs: Sequence[Any]) -> str:
     return ", ".join(f"{run['cpu'] / runs[0]['cpu']:.3f}" for run in runs)
+
+
+def _whole_as_used(done: _Results) -> str:
+    bare, *others = done.values[f"as used {_FAULTING}"]
+    cells = [
+        f"{run['cpu'] / bare['cpu']:.3f} with `{preset}` ({run['faults'] / 1e6:.1f})"
+        for preset, run in zip(PRESETS, others, strict=True)
+    ]
+    return f"{', '.join(cells)}, {bare['faults'] / 1e6:.1f} million page faults without callbacks"
 
 
 def _as_used(done: _Results) -> str:
