@@ -191,8 +191,9 @@ _LIMITS = """*Time ratio* is CPU time of the fit over that of the run without ca
 the pairs. *1 + share in callbacks* is the same within one run: CPU time of the fit over what of it was not spent in the
 callbacks' hooks (drawing samples, measuring, figures and writing to TensorBoard included). *Met* goes by the larger of both;
 *ms each*, *allowed* (the training steps that a measurement may cost for the bar to be met at this length) and *met from steps*
-too. With `standard` and `full` the pairs show 2 to 3% more than the share does, with `economy` none to 1%: the training steps
-themselves are that much slower there, which is not explained yet.
+too. The pairs show more than the share does, most on the CNN: training steps themselves are slower in runs with
+callbacks, which is not explained. More than on the callbacks it hangs there on how memory is given out: with the allocator left
+as it is, as a user has it, the CNN's runs with callbacks are the quicker ones, with fewer page faults.
 
 What limits it: a measurement's work does not shrink with the model or the batch. It begins with passes over 256 training and
 256 validation samples, about as many as two batches of these runs; the standard preset adds 1,488 samples for the linear
