@@ -314,8 +314,7 @@ class GrokkingDetector(Monitor):
         for split, name in found.items():
             if name is None or self.metric_names[split] is not None or not self._logs_shares:
                 continue
-            new = history[name].after(self._fed[split])
-            if new and not all(is_share(value) for _, value in new):
+            if not all(is_share(value) for _, value in history[name].after(self._fed[split])):
                 self._logs_shares = False
                 self._start_over()
                 warnings.warn(
