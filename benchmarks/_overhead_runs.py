@@ -69,23 +69,23 @@ def run(name: str, preset: str, steps: int, *others: Callback) -> dict[str, Any]
 
 
 # Whether the allocator hands memory back within a step and fetches it anew in the next hangs on where things happen to lie, and
-# on what was allocated before. So all runs keep what they have.
-_ALIKE = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**25), "PYTHONHASHSEED": "0"}
+# on what was allocated before. With these settings it keeps all.
+_KEEP = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**25), "PYTHONHASHSEED": "0"}
 
 
-def take_turns(name: str, presets: Sequence[str], steps: int, *, alike: bool = True) -> list[dict[str, Any]]:
+def take_turns(name: str, presets: Sequence[str], steps: int, *, keep: bool = False) -> list[dict[str, Any]]:
     """The same run with each preset, in turns of so many steps: a slow moment of the machine meets all at the same step.
 
     Args:
         name: Of the task.
         presets: Of the runs.
         steps: Of each run.
-        alike: Whether the allocator keeps what is freed, in all of them; otherwise it does as it is used to.
+        keep: Whether the allocator keeps what is freed, in all of them; otherwise it does as it comes.
 
     Returns:
         What each run gave, and as ``core`` the share of a core that it had in its turns.
     """
-    allocator = _ALIKE if alike else {}
+    allocator = _KEEP if keep else {}
     environment = {**os.environ, **allocator, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
     with ExitStack() as stack:
         processes = []

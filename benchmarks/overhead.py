@@ -6,7 +6,8 @@ Each run is a fit in a process of its own, from one seed and with the default sc
 same to the last bit. The run without callbacks and the runs with each preset take turns of 20 steps, so that whatever slows
 the machine slows all alike at the same step, and times are CPU time of the fit. How far two equal runs come apart that way is
 measured, too, what it costs to have used memory before the first step, and the share of the fit that was spent in the
-callbacks, for which no second run is needed. Peak memory is the largest resident set of the process.
+callbacks, for which no second run is needed. Peak memory is the largest resident set of the process. All of it is done with
+the memory allocator as it comes, and again with one that was told to keep what is freed.
 
 ``--peers PYTHON`` names the interpreter of an environment with WeightWatcher, devinterp or cockpit-for-pytorch, which are
 called on the same networks. ``--results FILE`` keeps finished runs, so that an interrupted benchmark goes on. ``--quick`` does
@@ -42,8 +43,8 @@ MEMORY_BAR = 1.1
 #: Steps of the runs that show how far equal ones come apart, and what else the time of a step hangs on.
 _CONTROL = 5_000
 _CONTROLS = (NONE, NONE, USED, USED)
-#: Where the allocator, left as it is, fetches memory anew at every step: there the whole run is made that way, too.
-_FAULTING = "CNN"
+#: Whole runs by how their allocator goes about freed memory: as it comes, which is what users have, and keeping all of it.
+_AS_IT_COMES, _KEEPING = ALLOCATORS = ("runs", "kept")
 
 
 def main() -> None:
@@ -62,15 +63,19 @@ def main() -> None:
         for name in TASKS:
             if repeat == 0:
                 short = min(steps[name], _CONTROL)
-                done.get(f"control {name}", lambda n=name, s=short: take_turns(n, _CONTROLS, s))
-                if name == _FAULTING:
-                    done.get(f"as used {name}", lambda n=name: take_turns(n, (NONE, *PRESETS), steps[n], alike=False))
-                done.get(f"allocator {name}", lambda n=name, s=short: take_turns(n, (NONE, NONE, "standard"), s, alike=False))
-            done.get(f"runs {name} {steps[name]} {repeat}", lambda n=name: take_turns(n, (NONE, *PRESETS), steps[n]))
+                done.get(f"control {name}", lambda n=name, s=short: take_turns(n, _CONTROLS, s, keep=True))
+                done.get(f"allocator {name}", lambda n=name, s=short: take_turns(n, (NONE, NONE, "standard"), s))
+            for kind in ALLOCATORS:
+                done.get(
+                    f"{kind} {name} {steps[name]} {repeat}",
+                    lambda n=name, k=kind: take_turns(n, (NONE, *PRESETS), steps[n], keep=k == _KEEPING),
+                )
         if repeat == 0:
             _peers_and_growth(done, arguments)
     parts = [
-        "## Whole runs", _introduction(steps), _whole_runs(done, steps, arguments.repeats),
+        "## Whole runs", _introduction(steps), _whole_runs(done, _AS_IT_COMES, steps, arguments.repeats), _LIMITS,
+        "## Whole runs with an allocator that keeps what is freed", _WHY_KEEPING,
+        _whole_runs(done, _KEEPING, steps, arguments.repeats), _disturbance(done),
         "## Of which each monitor", _by_monitor(done, steps),
     ]  # fmt: skip
     if arguments.peers is not None:
@@ -134,10 +139,11 @@ def _introduction(steps: dict[str, int]) -> str:
     return "\n".join([*lines, "", "Bars: time at most 1.02 (economy), 1.05 (standard), 1.15 (full), peak memory at most 1.1."])
 
 
-def _whole_runs(done: _Results, steps: dict[str, int], repeats: int) -> str:
+def _whole_runs(done: _Results, kind: str, steps: dict[str, int], repeats: int) -> str:
     rows = []
     for name in TASKS:
-        turns = [done.values[key] for key in (f"runs {name} {steps[name]} {n}" for n in range(repeats)) if key in done.values]
+        keys = [f"{kind} {name} {steps[name]} {number}" for number in range(repeats)]
+        turns = [done.values[key] for key in keys if key in done.values]
         bare = [runs[0] for runs in turns]
         for number, preset in enumerate((NONE, *PRESETS)):
             runs = [each[number] for each in turns]
@@ -146,23 +152,22 @@ def _whole_runs(done: _Results, steps: dict[str, int], repeats: int) -> str:
             rows.append([name, preset, len(runs), *_row(preset, runs, bare, steps[name])])
     header = [
         "run", "preset", "runs", "CPU s", "measurements", "ms each", "in training steps (allowed)", "time ratio",
-        "of each pair", "1 + share in callbacks", "peak MB (ratio)", "met", "met from steps",
+        "of each pair", "1 + share in callbacks", "peak MB (ratio)", "page faults, millions", "met", "met from steps",
     ]  # fmt: skip
-    return markdown(header, rows) + "\n\n" + _disturbance(done) + "\n\n" + _LIMITS
+    return markdown(header, rows)
 
 
 def _disturbance(done: _Results) -> str:
     """How far equal runs come apart, and how much of the machine the runs had: on an idle one, all of a core."""
-    cores = sorted(run["core"] for runs in done.under("runs ").values() for run in runs)
+    cores = sorted(run["core"] for kind in ALLOCATORS for runs in done.under(f"{kind} ").values() for run in runs)
     apart = "; ".join(f"{name} {_ratios(runs)}" for name, runs in done.under("control ").items())
     return (
-        "What the time of a step hangs on besides: two runs without callbacks, and two more that before the first step made "
-        f"{len(UsedHeap.SIZES) * UsedHeap.TIMES} forward passes on other numbers of samples and nothing else, {_CONTROL:,} "
-        f"steps in turns, as ratios to the first: {apart}. In their turns the processes had {cores[0]:.0%} to {cores[-1]:.0%} "
-        "of a core. The allocator was told to keep memory that is freed. Left as it is, "
-        "it hands some back at every step in some processes and not in others: two runs without callbacks and one with "
-        f"`standard`, {_CONTROL:,} steps in turns, as ratios to the first (and millions of page faults): {_as_used(done)}. "
-        f"So the whole run of the {_FAULTING} once more, the allocator left as it is: {_whole_as_used(done)}."
+        "What the time of a step hangs on besides, freed memory kept: two runs without callbacks, and two more that before the "
+        f"first step made {len(UsedHeap.SIZES) * UsedHeap.TIMES} forward passes on other numbers of samples and nothing else, "
+        f"{_CONTROL:,} steps in turns, as ratios to the first: {apart}. With the allocator as it comes: two runs without "
+        f"callbacks and one with `standard`, {_CONTROL:,} steps in turns, as ratios to the first (and millions of page "
+        f"faults): {_short_as_it_comes(done)}. In their turns the processes of all whole runs had {cores[0]:.0%} to "
+        f"{cores[-1]:.0%} of a core."
     )
 
 
@@ -170,16 +175,7 @@ def _ratios(runs: Sequence[Any]) -> str:
     return ", ".join(f"{run['cpu'] / runs[0]['cpu']:.3f}" for run in runs)
 
 
-def _whole_as_used(done: _Results) -> str:
-    bare, *others = done.values[f"as used {_FAULTING}"]
-    cells = [
-        f"{run['cpu'] / bare['cpu']:.3f} with `{preset}` ({run['faults'] / 1e6:.1f})"
-        for preset, run in zip(PRESETS, others, strict=True)
-    ]
-    return f"{', '.join(cells)}, {bare['faults'] / 1e6:.1f} million page faults without callbacks"
-
-
-def _as_used(done: _Results) -> str:
+def _short_as_it_comes(done: _Results) -> str:
     cells = {
         name: ", ".join(f"{run['cpu'] / runs[0]['cpu']:.3f} ({run['faults'] / 1e6:.1f})" for run in runs)
         for name, runs in done.under("allocator ").items()
@@ -191,9 +187,10 @@ _LIMITS = """*Time ratio* is CPU time of the fit over that of the run without ca
 the pairs. *1 + share in callbacks* is the same within one run: CPU time of the fit over what of it was not spent in the
 callbacks' hooks (drawing samples, measuring, figures and writing to TensorBoard included). *Met* goes by the larger of both;
 *ms each*, *allowed* (the training steps that a measurement may cost for the bar to be met at this length) and *met from steps*
-too. The pairs show more than the share does, most on the CNN: training steps themselves are slower in runs with
-callbacks, which is not explained. More than on the callbacks it hangs there on how memory is given out: with the allocator left
-as it is, as a user has it, the CNN's runs with callbacks are the quicker ones, with fewer page faults.
+too.
+
+A ratio below 1 is no speed of ours: a measurement uses more memory than a step, after which the C library's allocator no longer
+hands memory back to the system at every step and fetches it anew, as it does in the CNN's run without callbacks (page faults).
 
 What limits it: a measurement's work does not shrink with the model or the batch. It begins with passes over 256 training and
 256 validation samples, about as many as two batches of these runs; the standard preset adds 1,488 samples for the linear
@@ -203,12 +200,18 @@ share falls almost as the length grows.
 Published runs of these kinds have 40,000 steps (addition modulo 113) to 100,000 (images). In shorter ones than *met from
 steps* the presets cost more than the bar; `budget=0.05` then caps it, by measuring less often."""
 
+_WHY_KEEPING = """The same once more with glibc's `MALLOC_TRIM_THRESHOLD_` and `MALLOC_MMAP_THRESHOLD_` set so high that no run
+hands memory back: it takes the allocator's part out of the ratio, and is nearer to what an allocator that caches shows. The
+pairs show more than the share does, most on the CNN: training steps themselves are slower in runs with callbacks. Which memory
+they are given is a part of that, as the control below shows; the rest is not explained."""
+
 
 def _row(preset: str, runs: Sequence[Any], bare: Sequence[Any], steps: int) -> list[Any]:
     cpu = statistics.median(run["cpu"] for run in runs)
     peak = max(run["peak"] for run in runs)
+    faults = ", ".join(f"{run['faults'] / 1e6:.1f}" for run in runs)
     if preset == NONE:
-        return [f"{cpu:.1f}", 0, "", "", 1, "", 1, f"{peak:.0f}", "", ""]
+        return [f"{cpu:.1f}", 0, "", "", 1, "", 1, f"{peak:.0f}", faults, "", ""]
     ratios = [run["cpu"] / other["cpu"] for run, other in zip(runs, bare, strict=True)]
     paired = statistics.median(ratios)
     inside = statistics.median(run["cpu"] / (run["cpu"] - run["spent"]) for run in runs)
@@ -221,7 +224,7 @@ def _row(preset: str, runs: Sequence[Any], bare: Sequence[Any], steps: int) -> l
     bars = {"time": share <= BARS[preset] - 1, "memory": memory <= MEMORY_BAR}
     return [
         f"{cpu:.1f}", count, f"{1000 * each:.1f}", f"{each / pace:.1f} ({(BARS[preset] - 1) * steps / count:.1f})",
-        f"{paired:.3f}", ", ".join(f"{ratio:.3f}" for ratio in ratios), f"{inside:.3f}", f"{peak:.0f} ({memory:.2f})",
+        f"{paired:.3f}", ", ".join(f"{ratio:.3f}" for ratio in ratios), f"{inside:.3f}", f"{peak:.0f} ({memory:.2f})", faults,
         " and ".join(bar for bar, met in bars.items() if met) or "neither", _needed(pace, each, BARS[preset] - 1),
     ]  # fmt: skip
 
@@ -250,7 +253,7 @@ def _by_monitor(done: _Results, steps: dict[str, int]) -> str:
 
 def _first(done: _Results, name: str, steps: dict[str, int]) -> dict[str, Any]:
     """The first run with each preset."""
-    return dict(zip((NONE, *PRESETS), done.values[f"runs {name} {steps[name]} 0"], strict=True))
+    return dict(zip((NONE, *PRESETS), done.values[f"{_AS_IT_COMES} {name} {steps[name]} 0"], strict=True))
 
 
 def _milliseconds(seconds: float | None, count: int | None) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from grok_callbacks._distributed import PeerError, Ranks
 from grok_callbacks._isolation import afresh, fingerprint, untouched
+from grok_callbacks._packing import Packed, unpack
 from grok_callbacks.history import History
 from grok_callbacks.probe import SPLITS, Probe, Split
 from grok_callbacks.schedule import Budget, Event, Schedule
@@ -78,6 +79,9 @@ class _Slot:
         self.keys: list[str] = []
         self.needs_samples = False
         self.warned_not_finite = False
+        # How often its series have changed, and their packed form.
+        self.changes = 0
+        self.packed = Packed()
 
 
 class Recorder:
@@ -472,6 +476,7 @@ class Recorder:
                 if self.is_first_rank:
                     warnings.warn(f"{slot.monitor.label}: {key} is {value} at step {step}; said once.", stacklevel=2)
         self.history.add(step, values)
+        slot.changes += 1
         return values
 
     @property
@@ -505,7 +510,7 @@ class Recorder:
         slot = self._slot_of(monitor)
         foreign = [key for key in self.history if key not in self._owners]
         return {
-            "history": self.history.of(slot.keys).state_dict(),
+            "history": slot.packed.of(slot.changes, lambda: self.history.of(slot.keys).state_dict()),
             # What came from elsewhere is nobody's; the first monitor keeps it.
             "metrics": self.history.of(foreign if slot is self._slots[0] else ()).state_dict(),
             "measurements": slot.measurements,
@@ -519,10 +524,11 @@ class Recorder:
         }
 
     def _restore(self, slot: _Slot, state: Mapping[str, Any]) -> None:
-        history, metrics = (History.from_state_dict(state[name]) for name in ("history", "metrics"))
+        history, metrics = History.from_state_dict(unpack(state["history"])), History.from_state_dict(state["metrics"])
         self.history.merge(history)
         self.history.merge(metrics)
         slot.keys = list(history)
+        slot.changes += 1
         self._owners.update(dict.fromkeys(slot.keys, slot))
         slot.measurements, slot.last_measured, slot.seen = state["measurements"], state["last_measured"], state["seen"]
         slot.seconds, slot.last_seconds, slot.charged = state["seconds"], state["last_seconds"], state["charged"]
@@ -558,7 +564,7 @@ def _checked_step(step: int) -> int:
 
 
 _STATE_TYPES: dict[str, type | tuple[type, ...]] = {
-    "history": Mapping, "metrics": Mapping, "measurements": int, "last_measured": int, "seen": int, "seconds": (int, float),
+    "history": Tensor, "metrics": Mapping, "measurements": int, "last_measured": int, "seen": int, "seconds": (int, float),
     "last_seconds": (int, float), "charged": (int, float), "elapsed": (int, float), "active": bool,
 }  # fmt: skip
 

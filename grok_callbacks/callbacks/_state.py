@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
-__all__ = ["checksum", "metric_state", "restore_metric"]
+from grok_callbacks._packing import Packed
+
+__all__ = ["MetricState", "checksum", "metric_state", "restore_metric"]
 
 
 def metric_state(metric: Metric | MetricCollection) -> dict[str, Any]:
@@ -19,6 +21,45 @@ def metric_state(metric: Metric | MetricCollection) -> dict[str, Any]:
         return {name: metric_state(member) for name, member in metric.items(keep_base=True, copy_state=False)}
     state = {name: _copy(getattr(metric, name)) for name in metric._defaults}
     return {"states": state, "updates": metric._update_count}
+
+
+class MetricState:
+    """:func:`metric_state` of one metric, packed anew only when a state has been written or replaced."""
+
+    def __init__(self) -> None:
+        self._packed = Packed()
+        # Kept alive, or the identity of one that is gone could be another's.
+        self._tensors: list[Tensor] = []
+
+    def of(self, metric: Metric | MetricCollection) -> Tensor:
+        """The packed state."""
+        tensors = list(_tensors(metric))
+        packed = self._packed.of(_version(metric, tensors), lambda: metric_state(metric))
+        self._tensors = tensors
+        return packed
+
+
+def _version(metric: Metric | MetricCollection, tensors: Iterable[Tensor]) -> Hashable | None:
+    try:
+        versions = tuple((id(tensor), tensor._version) for tensor in tensors)
+    except RuntimeError:  # Tensors of inference mode count no versions.
+        return None
+    return id(metric), versions, tuple(member._update_count for member in _members(metric))
+
+
+def _members(metric: Metric | MetricCollection) -> Iterator[Metric]:
+    if isinstance(metric, MetricCollection):
+        for _, member in metric.items(keep_base=True, copy_state=False):
+            yield from _members(member)
+    else:
+        yield metric
+
+
+def _tensors(metric: Metric | MetricCollection) -> Iterator[Tensor]:
+    for member in _members(metric):
+        for name in member._defaults:
+            state = getattr(member, name)
+            yield from state if isinstance(state, list) else [state]
 
 
 def restore_metric(metric: Metric | MetricCollection, state: Mapping[str, Any]) -> None:
@@ -46,32 +87,35 @@ def restore_metric(metric: Metric | MetricCollection, state: Mapping[str, Any]) 
 
 def checksum(*parts: Any) -> int:
     """Of tensors and plain Python, however deep: the same after saving and loading, another if anything is another."""
-    total = 0
-    for chunk in _chunks(parts):
-        total = zlib.crc32(chunk, total)
+    words: list[str] = []
+    tensors: list[Tensor] = []
+    _take_apart(parts, words, tensors)
+    total = zlib.crc32("\n".join(words).encode())
+    for tensor in tensors:
+        # Not every type of tensor has one of numpy's.
+        total = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, total)
     return total
 
 
-def _chunks(value: Any) -> Iterator[bytes]:
-    if type(value) is Tensor and value.layout is torch.strided and not value.is_quantized:
-        plain = value.detach().cpu().contiguous()
-        yield f"{plain.dtype} {tuple(plain.shape)}".encode()
-        # Not every type of tensor has one of numpy's.
-        yield plain.reshape(-1).view(torch.uint8).numpy().tobytes()
+def _take_apart(value: Any, words: list[str], tensors: list[Tensor]) -> None:
+    if isinstance(value, (bool, int, float, str, bytes, type(None))):
+        words.append(f"{type(value).__name__} {value!r}")
     elif isinstance(value, Mapping):
-        yield f"{{{len(value)}".encode()
+        words.append(f"{{{len(value)}")
         for key in sorted(value, key=str):
-            yield from _chunks(key)
-            yield from _chunks(value[key])
+            _take_apart(key, words, tensors)
+            _take_apart(value[key], words, tensors)
     elif isinstance(value, (list, tuple)):
-        yield f"[{len(value)}".encode()
+        words.append(f"[{len(value)}")
         for item in value:
-            yield from _chunks(item)
-    elif isinstance(value, (bool, int, float, str, bytes, type(None))):
-        yield f"{type(value).__name__} {value!r}".encode()
+            _take_apart(item, words, tensors)
+    elif type(value) is Tensor and value.layout is torch.strided and not value.is_quantized:
+        plain = value.detach().cpu().contiguous()
+        words.append(f"{plain.dtype} {tuple(plain.shape)}")
+        tensors.append(plain)
     else:
         # What may look otherwise in another process stands for itself.
-        yield type(value).__name__.encode()
+        words.append(type(value).__name__)
 
 
 def _is_like(value: Any, default: Any) -> bool:

@@ -16,8 +16,9 @@ from torch.utils._pytree import tree_map
 from torchmetrics import Metric, MetricCollection
 
 from grok_callbacks._compat import Callback, MisconfigurationException
+from grok_callbacks._packing import unpack
 from grok_callbacks.callbacks._session import Session, is_plain
-from grok_callbacks.callbacks._state import checksum, metric_state, restore_metric
+from grok_callbacks.callbacks._state import MetricState, checksum, restore_metric
 from grok_callbacks.history import History
 from grok_callbacks.measures import Question
 from grok_callbacks.probe import Batch, Probe, Split
@@ -169,6 +170,7 @@ class Monitor(Callback, metaclass=_MonitorType):
         self._recorder: Recorder | None = None
         self._stand_ins: tuple[str, ...] = ()
         self._restored: dict[str, Any] | None = None
+        self._metric_state = MetricState()
         self._warned_of_state = False
         self._told_of_samples = False
         self._label = type(self).__qualname__
@@ -279,7 +281,7 @@ class Monitor(Callback, metaclass=_MonitorType):
             return dict(self._restored or {})
         state = {
             "recorder": self._recorder.state_of(self),
-            "metric": metric_state(self.metric),
+            "metric": self._metric_state.of(self.metric),
             "own": self._own_state_to_save(),
             "samples": self._samples_to_save(most_bytes),
         }
@@ -405,7 +407,7 @@ class Monitor(Callback, metaclass=_MonitorType):
         if restored is None:
             return None
         try:
-            restore_metric(self.metric, restored["metric"])
+            restore_metric(self.metric, unpack(restored["metric"]))
             if restored["own"] is not None:
                 self.load_own_state(restored["own"])
         except Exception as error:
@@ -420,6 +422,7 @@ class Monitor(Callback, metaclass=_MonitorType):
         state = {name: value for name, value in self.__dict__.items() if name not in self._stand_ins}
         state["_restored"] = self.state_dict() or None
         state["_recorder"] = state["session"] = None
+        state["_metric_state"] = MetricState()
         state["_stand_ins"] = ()
         return state
 

@@ -29,6 +29,7 @@ from grok_callbacks import (
     default_callbacks,
 )
 from grok_callbacks._compat import MisconfigurationException
+from grok_callbacks._packing import unpack
 from tests._common import Classifier, Counting, Logits, Plain, Stream, fit, loader, samples, trainer
 from tests.callbacks._all_monitors import ALONE
 
@@ -526,7 +527,7 @@ def test_two_of_one_class_have_states_of_their_own(tmp_path):
     made.save_checkpoint(tmp_path / "x.ckpt")
     states = torch.load(tmp_path / "x.ckpt", weights_only=True)["callbacks"]
     assert {monitor.state_key for monitor in monitors} <= set(states)
-    assert set(states[monitors[1].state_key]["recorder"]["history"]) == {
+    assert set(unpack(states[monitors[1].state_key]["recorder"]["history"])) == {
         "other/norm",
         "other/norm/net.2.weight",
         "other/norm/net.2.bias",

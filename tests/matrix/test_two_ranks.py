@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 from grok_callbacks import Probe, Recorder
+from grok_callbacks._packing import unpack
 from tests.callbacks._all_monitors import ALL_MONITORS
 from tests.matrix._environments import STEPS
 from tests.matrix._modules import features
@@ -103,4 +104,4 @@ def test_checkpoints_hold_the_measurements(two, folder, row):
     states = checkpoint["callbacks"]
     assert len(states) == sum((row, column) not in REFUSED for column in ALL_MONITORS)
     norm = next(state for label, state in states.items() if label.startswith("NormMonitor"))
-    assert norm["recorder"]["history"]["grok/norm"]["steps"].tolist() == [0, STEPS]
+    assert unpack(norm["recorder"]["history"])["grok/norm"]["steps"].tolist() == [0, STEPS]
