@@ -35,3 +35,10 @@ def test_callbacks_from_the_configuration(tmp_path):
     assert [step for step, _ in written["grok/spectral_entropy/net.0.weight"]] == [0, 1, 2, 5, 10, 22]
     assert {"grok/sparsity/net.1", "grok/accuracy/validation", "val/accuracy"} <= set(written)
     assert len(checkpoints) == 1
+
+
+def test_without_callbacks(tmp_path):
+    written, checkpoints = run(tmp_path, "callbacks=none")
+    assert {"train/accuracy", "val/accuracy"} <= set(written)
+    assert not [key for key in written if key.startswith("grok")]
+    assert len(checkpoints) == 1

@@ -30,6 +30,7 @@ from grok_callbacks import (
     default_callbacks,
 )
 from grok_callbacks.callbacks._loggers import layout
+from grok_callbacks.measures import QUESTIONS
 from tests._common import Classifier, Counting, Plain, events, fit, loader
 
 matplotlib.use("Agg")
@@ -160,17 +161,33 @@ def served_layout(folder):
 
 def test_the_layout_groups_curves_by_question(tmp_path):
     logger = TensorBoardLogger(tmp_path)
-    fit(default_callbacks("economy"), logger=logger, validation=loader(8), max_steps=3)
+    with pytest.warns(UserWarning, match="^CommutativityMonitor is left out, as not applicable"):
+        fit(default_callbacks("full"), logger=logger, validation=loader(8), max_steps=3)
     served = json.loads(served_layout(tmp_path))
-    charts = {category["title"]: {chart["title"] for chart in category["chart"]} for category in served["category"]}
-    assert charts["Is it memorising?"] == {"Accuracy", "Loss"}
-    assert charts["Is it compressing?"] == {
-        "Weight norm", "Weight entropy (nats)", "Spectral entropy (nats)", "Effective rank"
+    charts = {category["title"]: [chart["title"] for chart in category["chart"]] for category in served["category"]}
+    assert charts == {
+        "Is it memorising?": ["Loss", "Accuracy"],
+        "Is it compressing?": [
+            "Weight norm", "Spectral entropy (nats)", "Effective rank", "Weight entropy (nats)", "Activation sparsity",
+            "Circuit complexity (nats)", "Linear mapping number", "Description length (bits)", "Loss of the coarse model",
+            "Bin size and threshold chosen", "Bound on the error rate",
+        ],
+        "Is it about to generalise?": [
+            "Gradient coherence", "Entropy of the features", "Distance of the classes", "Entropy of the predictions (nats)",
+            "Evenness of the answers", "Confidence and churn", "Information under noise (nats)", "Change by noise (nats)",
+            "Input gradient", "Loss with cut weights", "Accuracy with cut weights", "Stage of feature learning",
+            "Alignment of the gradient", "Norm of the gradient", "Residual and distance to ridge",
+            "Directions that features use", "Largest cosine of two units", "Energy of units", "Change of the weights",
+        ],
     }  # fmt: skip
+    assert list(charts) == list(QUESTIONS)
     tags = {pattern for category in served["category"] for chart in category["chart"] for pattern in chart["multiline"]["tag"]}
     written = [tag for tag in events(logger.log_dir) if tag.startswith("grok/") and not tag.startswith("grok/onset/")]
-    assert len(written) > 9
-    assert all(sum(bool(re.fullmatch(pattern, tag)) for pattern in tags) == 1 for tag in written)
+    shown = {tag: sum(bool(re.fullmatch(pattern, tag)) for pattern in tags) for tag in written}
+    assert len(shown) > 50
+    # Every curve once, but for the error bars of others.
+    error_bars = {"grok/circuit_complexity_std/net.2", "grok/robustness/pmi_se", "grok/robustness/pe_se"}
+    assert shown == {tag: int(tag not in error_bars) for tag in written}
 
 
 def test_layouts_take_tags_literally_and_quantities_apart():

@@ -108,8 +108,8 @@ FILLS = {"as made": None, "zero": 0.0, "equal": 0.3, "NaN": math.nan, "Inf": mat
 
 
 @st.composite
-def networks(draw, features, outputs):
-    """Blocks in a row; now and then tied, filled with one number, or in another precision."""
+def networks(draw, features, outputs, *, ordinary=False):
+    """Blocks in a row; now and then tied, in another precision, or, unless ordinary, filled with one number."""
     layers, width = [], features
     for _ in range(draw(st.integers(0, 3))):
         block = draw(st.sampled_from([None, *BLOCKS]))
@@ -123,12 +123,21 @@ def networks(draw, features, outputs):
     twins = [layer for layer in layers if isinstance(layer, nn.Linear) and layer.weight.shape == model[-1].weight.shape]
     if twins and draw(st.booleans()):
         model[-1].weight = twins[0].weight
-    fill = FILLS[draw(st.sampled_from(["as made"] * 6 + list(FILLS)))]
+    fill = None if ordinary else FILLS[draw(st.sampled_from(["as made"] * 6 + list(FILLS)))]
     if fill is not None:
         with torch.no_grad():
             draw(st.sampled_from(list(model.parameters()))).fill_(fill)
     model.train(draw(st.booleans()))
     return model.to(draw(st.sampled_from([torch.float32] * 6 + [torch.float64, torch.bfloat16])))
+
+
+@st.composite
+def ordinary_problems(draw):
+    """A network that was made to tell classes apart, and samples with classes."""
+    torch.manual_seed(draw(st.integers(0, 999)))
+    features, outputs, count = draw(widths), draw(widths.filter(lambda width: width > 1)), draw(st.sampled_from([8, 5, 3, 2]))
+    model = draw(networks(features, outputs, ordinary=True))
+    return model, [(torch.randn(count, features), torch.randint(0, outputs, (count,))) for _ in range(2)]
 
 
 @st.composite
@@ -216,6 +225,26 @@ def test_no_monitor_fails_writes_or_draws(problem, seed):
     assert described(second) == described(recorder)
     drift(twin, generator)
     assert same(list(twin.parameters()), list(model.parameters()))
+
+
+#: Those that may have nothing to say of an ordinary network: one without activations, inputs that are no two operands, no run.
+MAY_BE_SILENT = {"ActivationSparsityMonitor", "CommutativityMonitor", "GrokkingForecast"}
+
+
+@settings(EXAMPLES, max_examples=12)
+@given(problem=ordinary_problems())
+def test_all_others_find_numbers_in_an_ordinary_network(problem):
+    recorder = recorder_of(*problem)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        recorder.record(0)
+    known = {
+        type(monitor).__name__: [math.isfinite(recorder.history[key].values[0]) for key in recorder.keys_of(monitor)]
+        for monitor in recorder.monitors
+    }
+    assert {name for name, finite in known.items() if not any(finite)} <= MAY_BE_SILENT
+    # Such as no gradient for a layer that is never used, no distance of classes that have one sample each.
+    assert sum(map(sum, known.values())) >= 0.8 * sum(map(len, known.values()))
 
 
 # --- globs ---------------------------------------------------------------------------------------------------------
