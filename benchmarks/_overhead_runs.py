@@ -8,6 +8,7 @@ import os
 import re
 import resource
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import wraps
+from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any
@@ -23,6 +25,7 @@ from typing import IO, Any
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch import nn
 
 import grok_callbacks.recorder
 from benchmarks._overhead_tasks import TASKS
@@ -31,6 +34,8 @@ from grok_callbacks.callbacks import _session
 
 #: No callbacks; and none, but a few other forward passes before the first step.
 NONE, USED = BARE = ("none", "used heap")
+#: A preset that was given a budget.
+CAPPED = "standard, budget 0.05"
 
 
 def run(name: str, preset: str, steps: int, *others: Callback) -> dict[str, Any]:
@@ -43,7 +48,7 @@ def run(name: str, preset: str, steps: int, *others: Callback) -> dict[str, Any]
     spent = _clocked()
     # The monitors' own clocks as well: they would go on while the process is stopped.
     grok_callbacks.recorder.time = SimpleNamespace(perf_counter=time.process_time)  # type: ignore[attr-defined]
-    callbacks: list[Any] = [] if preset in BARE else default_callbacks(preset)  # type: ignore[arg-type]
+    callbacks = _callbacks(preset)
     if preset == USED:
         others = (*others, UsedHeap())
     with tempfile.TemporaryDirectory() as folder:
@@ -64,8 +69,20 @@ def run(name: str, preset: str, steps: int, *others: Callback) -> dict[str, Any]
         "faults": resource.getrusage(resource.RUSAGE_SELF).ru_minflt,
         "measurements": {slot.monitor.label: slot.measurements for slot in recorder._slots} if recorder is not None else {},
         "seconds": recorder.seconds if recorder is not None else {},
-        "weights": float(sum(parameter.double().sum() for parameter in module.parameters())),
+        "weights": _fingerprint(module),
     }
+
+
+def _callbacks(preset: str) -> list[Any]:
+    if preset in BARE:
+        return []
+    name, _, budget = preset.partition(", budget ")
+    return default_callbacks(name, budget=float(budget) if budget else None)  # type: ignore[arg-type]
+
+
+def _fingerprint(module: nn.Module) -> str:
+    """Of the weights, to the last bit."""
+    return sha256(b"".join(parameter.detach().numpy().tobytes() for parameter in module.parameters())).hexdigest()
 
 
 # Whether the allocator hands memory back within a step and fetches it anew in the next hangs on where things happen to lie, and
@@ -112,6 +129,34 @@ def take_turns(name: str, presets: Sequence[str], steps: int, *, keep: bool = Fa
             {**result, "core": result["cpu"] / turn}
             for result, turn in zip((_result(*process) for process in processes), turns, strict=True)
         ]
+
+
+def save_checkpoints(name: str, presets: Sequence[str], steps: int) -> list[dict[str, float]]:
+    """What a checkpoint costs at the end of a run with each preset, each in a process of its own."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    results = []
+    for preset in presets:
+        with tempfile.TemporaryFile("w+") as errors:
+            command = [sys.executable, "-m", __spec__.name, name, preset, str(steps), "checkpoints"]
+            process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True)
+            results.append(_result(process, errors)["checkpoint"])
+    return results
+
+
+class _Saves(Callback):
+    """Saves checkpoints at the end: seconds and bytes of one."""
+
+    TIMES = 20
+
+    def on_train_end(self, trainer: Trainer, *_: Any) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "x.ckpt"
+            seconds = []
+            for _ in range(self.TIMES):
+                start = time.process_time()
+                trainer.save_checkpoint(path)
+                seconds.append(time.process_time() - start)
+            self.found = {"seconds": statistics.median(seconds), "bytes": path.stat().st_size}
 
 
 class _Turns(Callback):
@@ -179,5 +224,13 @@ def _clocked() -> list[float]:
     return spent
 
 
+def _main(name: str, preset: str, steps: str, what: str = "") -> dict[str, Any]:
+    if not what:
+        return run(name, preset, int(steps), _Turns())
+    saves = _Saves()
+    run(name, preset, int(steps), saves)
+    return {"checkpoint": saves.found}
+
+
 if __name__ == "__main__":
-    print("RESULT " + json.dumps(run(sys.argv[1], sys.argv[2], int(sys.argv[3]), _Turns())))
+    print("RESULT " + json.dumps(_main(*sys.argv[1:])))
