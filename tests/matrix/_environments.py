@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,6 +15,7 @@ from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.utils.data import DataLoader, TensorDataset
 
+from grok_callbacks import Monitor, Probe, Recorder
 from grok_callbacks.mixins import with_mixins
 from grok_callbacks.selection import clean_name
 from tests._common import Stream
@@ -141,11 +142,37 @@ class Environment:
         trainer.fit(self.given(module), train, validation)
         return module, trainer
 
-    def twin(self, state: Mapping[str, torch.Tensor]) -> L.LightningModule:
-        """The network in one piece, with nothing around it, that has these weights."""
+    def apart(self, weights: Sequence[Mapping[str, torch.Tensor]], monitors: Sequence[Monitor], probe: Probe) -> Recorder:
+        """Look at the network in one piece, with nothing around it, in a loop of one's own.
+
+        Args:
+            weights: Those at step 0 and those at the last one.
+            monitors: What to measure.
+            probe: Its samples come at the last step only if the data can only be iterated.
+        """
         twin = Task(self.net).to(self.dtype)
-        twin.load_state_dict({clean_name(name): value for name, value in state.items()})
-        return twin
+        recorder = Recorder(twin, monitors, probe)
+        for step, state in zip((0, STEPS), weights, strict=True):
+            twin.load_state_dict({clean_name(name): value for name, value in state.items()})
+            if step == 0:
+                recorder.bind(growing=[probe] if self.train is streamed else [])
+            else:
+                recorder.set_samples(probe, "train", recorder.samples(probe)["train"])
+            recorder.record(step)
+        return recorder
+
+
+class Start(L.Callback):
+    """Keeps the weights that training begins with."""
+
+    def on_train_start(self, trainer, pl_module):
+        self.weights = whole(pl_module)
+
+
+def whole(module):
+    """A copy of all weights, in one piece."""
+    state = module.state_dict()
+    return {name: value.full_tensor() if hasattr(value, "full_tensor") else value.clone() for name, value in state.items()}
 
 
 def streamed():

@@ -10,8 +10,8 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
 from grok_callbacks import EverySteps, Probe
-from tests.matrix._environments import STEPS, Environment, Task
-from tests.matrix._monitors import LOGGED, REFUSED, all_monitors, mixins
+from tests.matrix._environments import STEPS, Environment, Start, Task, whole
+from tests.matrix._monitors import LOGGED, REFUSED, all_monitors, found_by, mixins
 
 SIZE = 16
 
@@ -53,11 +53,6 @@ def fit(row, callbacks=(), used=()):
     return whole(module), trainer
 
 
-def whole(module):
-    state = module.state_dict()
-    return {name: value.full_tensor() if hasattr(value, "full_tensor") else value.clone() for name, value in state.items()}
-
-
 def everything(rank, folder):
     """All that is asked of two ranks, in one start of them."""
     torch.set_num_threads(1)
@@ -70,14 +65,12 @@ def everything(rank, folder):
 def in_row(row, checkpoint):
     everyone = all_monitors(False, schedule=EverySteps(STEPS), probe=Probe(size=SIZE), on_error="raise")
     monitors = [monitor for monitor in everyone if (row, type(monitor).__name__) not in REFUSED]
-    result = {"plain": fit(row)[0], "refused": {}}
+    start = Start()
+    result = {"plain": fit(row, [start])[0], "start": start.weights, "refused": {}}
     result["watched"], trainer = fit(row, monitors)
     trainer.save_checkpoint(checkpoint)
     recorder = monitors[0]._recorder
-    result["values"] = {
-        type(monitor).__name__: {key: recorder.history[key].values[-1] for key in recorder.keys_of(monitor)}
-        for monitor in monitors
-    }
+    result["found"] = found_by(recorder)
     result["steps"] = sorted({step for series in recorder.history.values() for step in series.steps})
     for monitor in everyone:
         if monitor not in monitors:

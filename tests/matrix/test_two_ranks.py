@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from grok_callbacks import Probe, Recorder
+from grok_callbacks import Probe
 from grok_callbacks._packing import unpack
 from tests.callbacks._all_monitors import ALL_MONITORS
 from tests.matrix._environments import STEPS
 from tests.matrix._modules import features
-from tests.matrix._monitors import LEFT_OUT, REFUSED, STATEFUL, all_monitors, mixins
+from tests.matrix._monitors import MISSING, REFUSED, all_monitors, found_by, keys, mixins
 from tests.matrix._ranks import ROWS, SIZE, WITH_MIXINS, everything
 from tests.metrics._ddp import run_on_two_ranks
 
@@ -30,16 +30,16 @@ def two(folder):
 
 
 @pytest.fixture(scope="module")
-def of_the_twin(two):
-    """What the monitors find in one process and in one piece, with the weights that the run ended with."""
+def apart(two):
+    """What the same monitors find in one process and in one piece, with the weights that the run began and ended with."""
     found = {}
     for row, environment in ROWS.items():
         train, validation = (TensorDataset(*features(count, seed)) for count, seed in ((24, 1), (8, 2)))
-        twin = environment.twin(two[0][row]["watched"])
-        monitors = all_monitors(False, on_error="raise")
+        monitors = [one for one in all_monitors(False, on_error="raise") if (row, type(one).__name__) not in REFUSED]
+        weights = two[0][row]["start"], two[0][row]["watched"]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found[row] = Recorder(twin, monitors, Probe(size=SIZE, train=train, validation=validation)).record(STEPS)
+            found[row] = found_by(environment.apart(weights, monitors, Probe(size=SIZE, train=train, validation=validation)))
     return found
 
 
@@ -57,25 +57,20 @@ def test_training_is_the_same_with_all_monitors(two, row):
 
 @pytest.mark.parametrize("column", ALL_MONITORS)
 @pytest.mark.parametrize("row", ROWS)
-def test_every_monitor_finds_what_it_finds_in_one_process(two, of_the_twin, row, column):
+def test_every_monitor_finds_what_it_finds_in_one_process(two, apart, row, column):
     if (row, column) in REFUSED:
         assert all(REFUSED[row, column] in result[row]["refused"][column] for result in two)
         return
-    values, others = (result[row]["values"][column] for result in two)
-    assert values == pytest.approx(others, rel=0, abs=0, nan_ok=True)
-    compared = [key for key in values if key in of_the_twin[row] and not any(part in key for part in STATEFUL)]
-    assert compared or "analyse" in vars(ALL_MONITORS[column].func)
+    found, others = (result[row]["found"][column] for result in two)
+    assert found == pytest.approx(others, rel=0, abs=0, nan_ok=True)
+    expected, missing = apart[row][column], MISSING.get((row, column), set())
+    assert missing <= keys(expected)
+    assert STEPS in {step for _, step in found}
     # Sums over ranks are taken in another order.
-    expected = {key: of_the_twin[row][key] for key in compared}
-    assert {key: values[key] for key in compared} == pytest.approx(expected, rel=1e-6, abs=1e-9, nan_ok=True)
-    assert sum(math.isfinite(value) for value in values.values()) >= 0.7 * len(values)
-
-
-@pytest.mark.parametrize("row", ROWS)
-def test_only_what_the_docs_name_is_missing(two, of_the_twin, row):
-    found = {key for values in two[0][row]["values"].values() for key in values}
-    missing = {key for key in of_the_twin[row] if "onset" not in key and "gradient_coherence" not in key} - found
-    assert missing == ({LEFT_OUT} if row.startswith("FSDP2") else set())
+    assert found == pytest.approx(
+        {at: v for at, v in expected.items() if at[0] not in missing}, rel=1e-6, abs=1e-9, nan_ok=True
+    )
+    assert sum(map(math.isfinite, found.values())) >= 0.7 * len(found)
 
 
 @pytest.mark.parametrize("row", WITH_MIXINS)
