@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from grok_callbacks import default_callbacks
 from tests._common import events
 
 PROJECTS = Path(__file__).parent / "projects"
+#: What the standard preset logs in a run that is too short for a forecast.
+FAMILIES = {
+    "accuracy", "circuit_complexity", "circuit_complexity_std", "effective_rank", "gradient_coherence", "lmn", "loss", "norm",
+    "onset", "representation", "robustness", "sparsity", "spectral_entropy", "truncation", "weight_entropy",
+}  # fmt: skip
 
 
 def run(script, setting, folder, *arguments):
@@ -34,6 +41,18 @@ def curves(folder):
     return written, {key.split("/")[1] for key in written if key.startswith("grok/")}
 
 
+def callbacks_in(words):
+    return re.findall(r"\b[A-Z]\w*(?:Monitor|Detector|Forecast)\b", words)
+
+
+def left_out(done):
+    """The monitors that were attached and could not look at this project; all of the standard preset are attached."""
+    (attached,) = re.findall(r": attached ([\w, ]+)", done.stderr)
+    assert callbacks_in(attached) == [type(callback).__name__ for callback in default_callbacks("standard")]
+    warned = [line.partition(" left out, ")[0] for line in done.stderr.splitlines() if " left out, " in line]
+    return [name for words in warned for name in callbacks_in(words)]
+
+
 def steps(curve):
     return [step for step, _ in curve]
 
@@ -50,10 +69,8 @@ def two_processes(tmp_path_factory):
 def test_tuples_on_two_processes(two_processes):
     done, folder = two_processes
     written, families = curves(folder)
-    assert families >= {
-        "accuracy", "loss", "norm", "spectral_entropy", "weight_entropy", "lmn", "sparsity", "circuit_complexity",
-        "representation", "robustness",
-    }  # fmt: skip
+    assert families == FAMILIES
+    assert left_out(done) == []
     assert steps(written["grok/norm"]) == [*range(12), 13, 14, 16, 18, 20]
     assert "train_loss" in written
     # Each process attaches; the first one says so, once.
@@ -70,17 +87,10 @@ def test_checkpoints_hold_the_states(two_processes):
 
 
 def test_dictionaries_of_a_causal_language_model(tmp_path):
-    run("language_model.py", "standard", tmp_path)
+    done = run("language_model.py", "standard", tmp_path)
     written, families = curves(tmp_path)
-    assert families >= {
-        "accuracy",
-        "loss",
-        "norm",
-        "spectral_entropy",
-        "weight_entropy",
-        "circuit_complexity",
-        "representation",
-    }
+    assert families == FAMILIES
+    assert left_out(done) == []
     assert steps(written["grok/loss/train"]) == [*range(12), 13, 14, 16]
     # The loss that was measured is the one that the module takes: of the next token, padding left out.
     first, last = written["grok/loss/train"][0][1], written["train_loss"][0][1]
@@ -90,9 +100,10 @@ def test_dictionaries_of_a_causal_language_model(tmp_path):
 def test_what_nobody_could_guess_by_dotted_paths(tmp_path):
     done = run("ratings.py", PROJECTS / "ratings.yaml", tmp_path)
     written, families = curves(tmp_path)
-    assert families >= {"loss", "norm", "spectral_entropy", "weight_entropy", "lmn", "sparsity", "representation", "robustness"}
+    # A single number for each sample is no class.
+    assert families == FAMILIES - {"accuracy", "onset", "circuit_complexity", "circuit_complexity_std"}
     assert all(steps(curve) == [0, 5, 10, 15] for key, curve in written.items() if key.startswith("grok/norm"))
     # Two classes come with one logit each: said once, and the rest goes on.
-    assert done.stderr.count("CircuitComplexityMonitor") == 2  # Attached, and left out.
+    assert left_out(done) == ["CircuitComplexityMonitor"]
     assert done.stderr.count("is left out, since the probe does not fit") == 1
     assert "training with SpectralEntropyMixin(beta=0.01" in done.stderr
