@@ -90,8 +90,8 @@ def main() -> None:
         for name, values in found.items()
     ]
     table = markdown(["in a fresh interpreter", "ms", "of importing Lightning", "modules newly loaded"], rows)
-    text = f"Medians of {arguments.repeats} interpreters, each with Lightning imported first; wall-clock time.\n\n{table}"
-    publish(text, arguments.output, "python -m benchmarks.import_time")
+    text = f"Medians of {arguments.repeats} interpreters, in each of which Lightning is imported first; wall-clock time."
+    publish(f"{text}\n\n{table}", arguments.output, "python -m benchmarks.import_time")
 
 
 def _decimal(value: float) -> str:
