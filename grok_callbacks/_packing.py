@@ -15,12 +15,16 @@ from torch import Tensor
 
 __all__ = ["Packed", "pack", "unpack"]
 
+# What is larger is packed anew each time, not kept in memory beside what it was made of.
+_MOST_BYTES_KEPT = 4 * 2**20
+
 
 def pack(value: Any) -> Tensor:
     """Tensors and plain Python, as one tensor of bytes."""
     file = io.BytesIO()
-    torch.save(value, file)
-    return torch.from_numpy(np.frombuffer(file.getvalue(), dtype=np.uint8).copy())
+    with torch.inference_mode(False):
+        torch.save(value, file)
+        return torch.from_numpy(np.frombuffer(file.getbuffer(), dtype=np.uint8))
 
 
 def unpack(packed: Any) -> Any:
@@ -32,7 +36,8 @@ def unpack(packed: Any) -> Any:
     if not isinstance(packed, Tensor) or packed.dtype != torch.uint8:
         raise ValueError("It is no tensor of bytes.")
     try:
-        return torch.load(io.BytesIO(packed.cpu().numpy().tobytes()), map_location="cpu", weights_only=True)
+        # Whatever torch is set to elsewhere, there is no file to map into memory.
+        return torch.load(io.BytesIO(packed.cpu().numpy().tobytes()), map_location="cpu", weights_only=True, mmap=False)
     except Exception as error:
         raise ValueError(f"Its bytes can't be read: {type(error).__name__}: {error}") from error
 
@@ -41,11 +46,14 @@ class Packed:
     """The packed form of a value that changes now and then."""
 
     def __init__(self) -> None:
-        self._version: Hashable | None = None
+        self._version: Hashable = None
         self._packed: Tensor | None = None
 
-    def of(self, version: Hashable | None, make: Callable[[], Any]) -> Tensor:
-        """Packs what ``make`` returns, unless the version is the last one's; without a version it is always packed anew."""
-        if self._packed is None or version is None or version != self._version:
-            self._version, self._packed = version, pack(make())
-        return self._packed
+    def of(self, version: Hashable, make: Callable[[], Any]) -> Tensor:
+        """Packs what ``make`` returns, unless the version is the last one's. The caller may do with it as he likes."""
+        if self._packed is not None and version == self._version:
+            return self._packed.clone()
+        packed = pack(make())
+        is_small = packed.nbytes <= _MOST_BYTES_KEPT
+        self._version, self._packed = version, packed.clone() if is_small else None
+        return packed

@@ -18,12 +18,15 @@ class Series:
 
     steps: list[int] = field(default_factory=list)
     values: list[float] = field(default_factory=list)
+    #: How often points were put.
+    changes: int = field(default=0, compare=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.steps)
 
     def put(self, step: int, value: float) -> None:
         """Add a point; a step that is there already is replaced, as after a resume."""
+        self.changes += 1
         if not self.steps or step > self.steps[-1]:
             self.steps.append(step)
             self.values.append(value)

@@ -79,8 +79,6 @@ class _Slot:
         self.keys: list[str] = []
         self.needs_samples = False
         self.warned_not_finite = False
-        # How often its series have changed, and their packed form.
-        self.changes = 0
         self.packed = Packed()
 
 
@@ -459,8 +457,8 @@ class Recorder:
 
     def _keep(self, slot: _Slot, step: int, measured: Mapping[str, float]) -> dict[str, float]:
         values = {f"{slot.monitor.prefix}/{key}": value for key, value in measured.items()}
-        for key, value in values.items():
-            owner = self._owners.setdefault(key, slot)
+        for key in values:
+            owner = self._owners.get(key, slot)
             if owner is not slot:
                 error = ValueError(
                     f"{slot.monitor.label} and {owner.monitor.label} both log {key!r}; give one of them another `prefix`."
@@ -469,14 +467,15 @@ class Recorder:
                     raise error
                 self._switch_off(slot, error)
                 return {}
-            if key not in slot.keys:
+        for key, value in values.items():
+            if key not in self._owners:
+                self._owners[key] = slot
                 slot.keys.append(key)
             if not math.isfinite(value) and not slot.warned_not_finite:
                 slot.warned_not_finite = True
                 if self.is_first_rank:
                     warnings.warn(f"{slot.monitor.label}: {key} is {value} at step {step}; said once.", stacklevel=2)
         self.history.add(step, values)
-        slot.changes += 1
         return values
 
     @property
@@ -510,7 +509,7 @@ class Recorder:
         slot = self._slot_of(monitor)
         foreign = [key for key in self.history if key not in self._owners]
         return {
-            "history": slot.packed.of(slot.changes, lambda: self.history.of(slot.keys).state_dict()),
+            "history": self._packed_history(slot),
             # What came from elsewhere is nobody's; the first monitor keeps it.
             "metrics": self.history.of(foreign if slot is self._slots[0] else ()).state_dict(),
             "measurements": slot.measurements,
@@ -523,12 +522,15 @@ class Recorder:
             "active": slot.active,
         }
 
+    def _packed_history(self, slot: _Slot) -> Tensor:
+        history = self.history.of(slot.keys)
+        return slot.packed.of(tuple((key, series.changes) for key, series in history.items()), history.state_dict)
+
     def _restore(self, slot: _Slot, state: Mapping[str, Any]) -> None:
         history, metrics = History.from_state_dict(unpack(state["history"])), History.from_state_dict(state["metrics"])
         self.history.merge(history)
         self.history.merge(metrics)
         slot.keys = list(history)
-        slot.changes += 1
         self._owners.update(dict.fromkeys(slot.keys, slot))
         slot.measurements, slot.last_measured, slot.seen = state["measurements"], state["last_measured"], state["seen"]
         slot.seconds, slot.last_seconds, slot.charged = state["seconds"], state["last_seconds"], state["charged"]

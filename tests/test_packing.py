@@ -6,14 +6,15 @@ import copy
 import io
 import math
 import pickle
+import weakref
 
 import lightning.pytorch as L
 import pytest
 import torch
-from torchmetrics import MeanMetric, MetricCollection, SumMetric
+from torchmetrics import MeanMetric, Metric, MetricCollection, SumMetric
 from torchmetrics.aggregation import CatMetric
 
-from grok_callbacks import EverySteps, NormMonitor, default_callbacks
+from grok_callbacks import EverySteps, NormMonitor, Recorder, default_callbacks
 from grok_callbacks._packing import Packed, pack, unpack
 from grok_callbacks.callbacks._state import MetricState, checksum, metric_state
 from tests._common import Counting, Plain, fit, loader
@@ -54,7 +55,7 @@ def test_refuses_what_it_has_not_made(wrong):
         unpack(wrong)
 
 
-def test_packs_anew_when_the_version_changes_or_is_unknown():
+def test_packs_anew_when_the_version_changes():
     calls = []
     packed = Packed()
 
@@ -62,11 +63,59 @@ def test_packs_anew_when_the_version_changes_or_is_unknown():
         calls.append(1)
         return len(calls)
 
-    assert [unpack(packed.of(version, make)) for version in (1, 1, 2, 2, 1, None, None, 1)] == [1, 1, 2, 2, 3, 4, 5, 6]
+    assert [unpack(packed.of(version, make)) for version in (1, 1, 2, 2, 1, None, None, 1)] == [1, 1, 2, 2, 3, 4, 4, 5]
+
+
+def test_what_is_given_may_be_written_to():
+    packed = Packed()
+    for _ in range(3):
+        given = packed.of(1, lambda: "value")
+        assert unpack(given) == "value"
+        given.zero_()
+
+
+def test_what_is_large_is_not_kept():
+    packed = Packed()
+    large = torch.zeros(2**20 + 1, dtype=torch.float32)
+    assert torch.equal(unpack(packed.of(1, lambda: large)), large)
+    assert packed._packed is None
+    assert unpack(packed.of(1, lambda: "anew")) == "anew"
+
+
+def test_made_in_inference_mode_it_is_a_tensor_like_others():
+    packed = Packed()
+    with torch.inference_mode():
+        packed.of(1, lambda: "value")
+    assert not packed.of(1, lambda: "value").is_inference()
+
+
+def test_unpacks_where_torch_maps_files_into_memory():
+    packed = pack("value")
+    with torch.utils.serialization.config.patch("load.mmap", True):
+        assert unpack(packed) == "value"
 
 
 def list_of_two():
     metric = CatMetric()
+    metric.update(torch.tensor([1.0, 2.0]))
+    return metric
+
+
+class TwoLists(Metric):
+    def __init__(self):
+        super().__init__()
+        self.add_state("first", [])
+        self.add_state("second", [])
+
+    def update(self, value):
+        self.first.append(value)
+
+    def compute(self):
+        return 0.0
+
+
+def two_lists():
+    metric = TwoLists()
     metric.update(torch.tensor([1.0, 2.0]))
     return metric
 
@@ -86,6 +135,14 @@ CHANGES = {
         lambda: MetricCollection({"a": SumMetric()}, compute_groups=False),
         lambda metric: metric.add_metrics({"b": MeanMetric()}),
     ),
+    "the same tensor in another place": (
+        two_lists,
+        lambda metric: metric.second.append(metric.first.pop()),
+    ),
+    "a list replaced by its only tensor": (
+        two_lists,
+        lambda metric: setattr(metric, "first", metric.first[0]),
+    ),
     "the count alone": (SumMetric, lambda metric: metric.update(torch.tensor(0.0))),
 }
 
@@ -95,8 +152,10 @@ def test_a_metrics_state_is_as_new_as_the_metric(name):
     make, change = CHANGES[name]
     metric, state = make(), MetricState()
     first = state.of(metric)
+    kept = state._packed._packed
     assert same(unpack(first), metric_state(metric))
-    assert state.of(metric) is first, "nothing has changed"
+    assert torch.equal(state.of(metric), first)
+    assert state._packed._packed is kept, "nothing has changed"
     change(metric)
     assert same(unpack(state.of(metric)), metric_state(metric))
     assert not torch.equal(state.of(metric), first)
@@ -109,6 +168,21 @@ def test_tensors_of_inference_mode_count_no_changes():
         assert unpack(state.of(metric))["states"]["sum_value"] == 1
         metric.sum_value.add_(1)
         assert unpack(state.of(metric))["states"]["sum_value"] == 2
+
+
+@pytest.mark.parametrize("value", [3, 2.5, ["a"], [(1, 2)], None])
+def test_what_is_no_tensor_is_packed_all_the_same(value):
+    metric, state = SumMetric(), MetricState()
+    metric.sum_value = value
+    assert unpack(state.of(metric))["states"]["sum_value"] == value
+
+
+def test_an_old_state_is_not_kept_alive():
+    metric, state = list_of_two(), MetricState()
+    state.of(metric)
+    old = weakref.ref(metric.value[0])
+    metric.reset()
+    assert old() is None
 
 
 def test_another_metric_in_its_place():
@@ -130,13 +204,18 @@ class Look(L.Callback):
             history = monitor.history.of(monitor._recorder.keys_of(monitor)).state_dict()
             there = {"history": history, "metric": metric_state(monitor.metric)}
             self.pairs.append(copy.deepcopy(({name: unpack(part) for name, part in state.items()}, there)))
-            again = parts(monitor)
-            self.anew += [state[name] is not again[name] for name in state]
+            kept = kept_by(monitor)
+            parts(monitor)
+            self.anew += [one is not other for one, other in zip(kept, kept_by(monitor), strict=True)]
 
 
 def parts(monitor):
     state = monitor.state_dict()
     return {"history": state["recorder"]["history"], "metric": state["metric"]}
+
+
+def kept_by(monitor):
+    return monitor._recorder._slot_of(monitor).packed._packed, monitor._metric_state._packed._packed
 
 
 @pytest.mark.filterwarnings("ignore:CommutativityMonitor.* left out", "ignore:The generalisation bound")
@@ -179,6 +258,40 @@ def test_a_run_that_goes_on_from_one_saved_at_every_step(tmp_path):
             assert {key: series.steps for key, series in one.history.items()} == {
                 key: series.steps for key, series in other.history.items()
             }
+
+
+def test_points_from_elsewhere_on_a_monitors_own_series_are_saved():
+    monitor = Counting("own", schedule=EverySteps(10))
+    recorder = Recorder(Plain(), [monitor])
+    recorder.record(0)
+    monitor.state_dict()
+    recorder.record(3, metrics={"grok/own": 7.0})
+    assert unpack(monitor.state_dict()["recorder"]["history"])["grok/own"]["steps"].tolist() == [0, 3]
+    recorder.history.add(3, {"grok/own": 8.0})
+    assert unpack(monitor.state_dict()["recorder"]["history"])["grok/own"]["values"].tolist() == [1.0, 8.0]
+
+
+class Late(Counting):
+    """Takes up another's key at its second measurement."""
+
+    def measure(self, snapshot):
+        super().measure(snapshot)
+        return {"late": 1.0} if len(self.steps) == 1 else {"late": 1.0, "new": 1.0, "count": 1.0}
+
+
+def test_a_key_that_clashes_late_leaves_a_state_that_can_be_saved():
+    late = Late("late", schedule=EverySteps(1))
+    recorder = Recorder(Plain(), [Counting(schedule=EverySteps(1)), late])
+    recorder.record(0)
+    with pytest.warns(UserWarning, match="both log 'grok/count'"):
+        recorder.record(1)
+    assert set(unpack(late.state_dict()["recorder"]["history"])) == {"grok/late"}
+    assert set(recorder.latest) == {"grok/count", "grok/late"}
+
+
+def test_the_checksum_takes_conjugates_as_what_they_are():
+    value = torch.tensor([1 + 2j, 3 - 1j])
+    assert checksum(value.conj()) == checksum(value.conj().resolve_conj()) != checksum(value)
 
 
 # The value of each, and of those beside it: none may be taken for another.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -24,27 +25,52 @@ def metric_state(metric: Metric | MetricCollection) -> dict[str, Any]:
 
 
 class MetricState:
-    """:func:`metric_state` of one metric, packed anew only when a state has been written or replaced."""
+    """:func:`metric_state` of one metric, packed anew only when a state has been written or replaced.
+
+    Writes that torch does not count (through ``.data`` or numpy) are noticed at the next that it does.
+    """
 
     def __init__(self) -> None:
         self._packed = Packed()
-        # Kept alive, or the identity of one that is gone could be another's.
-        self._tensors: list[Tensor] = []
+        self._changes = 0
+        self._seen: list[tuple[Any, ...]] | None = None
 
     def of(self, metric: Metric | MetricCollection) -> Tensor:
         """The packed state."""
-        tensors = list(_tensors(metric))
-        packed = self._packed.of(_version(metric, tensors), lambda: metric_state(metric))
-        self._tensors = tensors
-        return packed
+        seen = _looked_at(metric)
+        if seen is None or seen != self._seen:
+            self._changes, self._seen = self._changes + 1, seen
+        return self._packed.of(self._changes, lambda: metric_state(metric))
 
 
-def _version(metric: Metric | MetricCollection, tensors: Iterable[Tensor]) -> Hashable | None:
-    try:
-        versions = tuple((id(tensor), tensor._version) for tensor in tensors)
-    except RuntimeError:  # Tensors of inference mode count no versions.
-        return None
-    return id(metric), versions, tuple(member._update_count for member in _members(metric))
+def _looked_at(metric: Metric | MetricCollection) -> list[tuple[Any, ...]] | None:
+    """Where which tensors stand and how often they were written, ``None`` where nobody counts."""
+    seen: list[tuple[Any, ...]] = []
+    for member in _members(metric):
+        seen.append((type(member), member._update_count))
+        for name in member._defaults:
+            state = getattr(member, name)
+            is_list = isinstance(state, list)
+            for value in state if is_list else [state]:
+                # Tensors of inference mode count no writes, and a user's metric may keep other things.
+                if not isinstance(value, Tensor) or value.is_inference():
+                    return None
+                # References that keep nothing alive: a metric's old state would stay in memory with its new one.
+                seen.append((name, is_list, _Same(value), value._version))
+    return seen
+
+
+class _Same:
+    """Equal to another of the very same tensor, and to none once that is gone."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = ref(tensor)
+
+    def __eq__(self, other: object) -> bool:
+        tensor = self._tensor()
+        return isinstance(other, _Same) and tensor is not None and other._tensor() is tensor
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 def _members(metric: Metric | MetricCollection) -> Iterator[Metric]:
@@ -53,13 +79,6 @@ def _members(metric: Metric | MetricCollection) -> Iterator[Metric]:
             yield from _members(member)
     else:
         yield metric
-
-
-def _tensors(metric: Metric | MetricCollection) -> Iterator[Tensor]:
-    for member in _members(metric):
-        for name in member._defaults:
-            state = getattr(member, name)
-            yield from state if isinstance(state, list) else [state]
 
 
 def restore_metric(metric: Metric | MetricCollection, state: Mapping[str, Any]) -> None:
@@ -110,7 +129,7 @@ def _take_apart(value: Any, words: list[str], tensors: list[Tensor]) -> None:
         for item in value:
             _take_apart(item, words, tensors)
     elif type(value) is Tensor and value.layout is torch.strided and not value.is_quantized:
-        plain = value.detach().cpu().contiguous()
+        plain = value.detach().cpu().resolve_conj().resolve_neg().contiguous()
         words.append(f"{plain.dtype} {tuple(plain.shape)}")
         tensors.append(plain)
     else:
