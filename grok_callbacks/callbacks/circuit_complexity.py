@@ -49,7 +49,7 @@ class CircuitComplexityMonitor(Monitor):
 
     Cost: a forward pass of `num_samples` samples a layer, batched over the masks from that layer on; only those layers are run
     where they are a chain to the outputs. With less memory, and under FSDP2, more passes, up to one a mask. Ranks share the
-    masks out and sum the results. The two layers of a 64-200-200-10 network take 4 ms on
+    masks out and sum the results. The two layers of a 64-200-200-10 network take 3 to 4 ms on
     one core (benchmarks/results/overhead.md).
 
     Source: Golechha 2024 (arXiv 2405.12755). The paper's sum over samples is the mean times their number; Bernoulli masks and

@@ -50,7 +50,7 @@ class LinearMappingNumberMonitor(Monitor):
 
     As a figure: the connectivity matrix, samples ordered by spectral clustering, beside its eigenvalues.
 
-    Cost: 3 n (n - 1) / 2 samples through what comes after the layer, 1,488 by default, 3 ms for a small multilayer
+    Cost: 3 n (n - 1) / 2 samples through what comes after the layer, 1,488 by default, 2 to 3 ms for a small multilayer
     perceptron and 13 ms for a small transformer (benchmarks/results/overhead.md); split over ranks.
     Source: Liu, Zhong, Tegmark 2023 (arXiv 2310.05918).
 
