@@ -11,6 +11,7 @@ from torch import nn
 
 from grok_callbacks import ActivationSparsityMonitor, Probe, Recorder
 from grok_callbacks._compat import MisconfigurationException
+from grok_callbacks._packing import unpack
 from tests._common import fit
 
 INPUTS = torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
@@ -120,7 +121,7 @@ class TestThreshold:
         assert measured(model, ActivationSparsityMonitor(0.5, relative=True))["1"] == expected
         assert measured(model, ActivationSparsityMonitor(0.5))["1"] == 1
         # Two numbers a layer, however many activations there are.
-        states = monitor.state_dict()["metric"]
+        states = unpack(monitor.state_dict()["metric"])
         assert all(value.numel() == 1 for member in states.values() for value in member["states"].values())
 
     def test_silent_layer(self):

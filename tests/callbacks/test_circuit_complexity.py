@@ -11,6 +11,7 @@ from torch import nn
 
 from grok_callbacks import CircuitComplexityMonitor, Probe, Recorder
 from grok_callbacks._compat import MisconfigurationException
+from grok_callbacks._packing import unpack
 from grok_callbacks.functional import pruning_masks
 from grok_callbacks.tasks import DecoderTransformer
 from tests._common import Plain, fit
@@ -325,7 +326,7 @@ def on_rank(rank, settings):
     monitor, model = CircuitComplexityMonitor("*", **settings), network()
     values = measured(model, monitor)
     assert all(torch.equal(after, before) for after, before in zip(model.parameters(), network().parameters(), strict=True))
-    return values, monitor.state_dict()["metric"]
+    return values, unpack(monitor.state_dict()["metric"])
 
 
 def on_ranks(rank):

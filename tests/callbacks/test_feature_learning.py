@@ -12,6 +12,7 @@ from torch import nn
 
 from grok_callbacks import FeatureLearningMonitor, Probe, Recorder
 from grok_callbacks._compat import MisconfigurationException
+from grok_callbacks._packing import unpack
 from grok_callbacks.callbacks import _last_layer, feature_learning
 from grok_callbacks.functional import (
     center,
@@ -458,7 +459,7 @@ class TestInATrainer:
     def test_state_is_small(self):
         monitor = FeatureLearningMonitor()
         fit([monitor])
-        states = monitor.state_dict()["metric"]
+        states = unpack(monitor.state_dict()["metric"])
         assert not any(held for member in states.values() for held in member["states"].values())
 
     def test_wrong_settings(self):

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from grok_callbacks import EverySteps, Probe, Recorder, RepresentationMonitor
 from grok_callbacks._compat import MisconfigurationException
+from grok_callbacks._packing import unpack
 from grok_callbacks.callbacks import _last_layer
 from grok_callbacks.functional import class_distance_ratio, prediction_confidence, representation_entropy
 from tests._common import Stream, fit, loader, samples
@@ -168,7 +169,7 @@ class TestInATrainer:
         keys = {key for key in trainer.callback_metrics if key.startswith("grok/")}
         names = ("entropy", "class_distance_ratio", "prediction_entropy", "answer_entropy", "confidence", "churn")
         assert keys == {f"grok/representation/{name}" for name in names}
-        states = monitor.state_dict()["metric"]
+        states = unpack(monitor.state_dict()["metric"])
         assert not states["entropy"]["states"]["features"]
 
     def test_features_stay_those_of_the_samples_of_the_first_measurement(self):

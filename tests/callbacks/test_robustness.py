@@ -13,6 +13,7 @@ from torch import nn
 
 from grok_callbacks import Probe, Recorder, RobustnessMonitor, default_callbacks
 from grok_callbacks._compat import MisconfigurationException
+from grok_callbacks._packing import unpack
 from grok_callbacks.functional import gram_matrix, matrix_entropy, matrix_mutual_information
 from grok_callbacks.tasks import PairTaskDataModule
 from grok_callbacks.tasks.modules import DecoderTransformer, EmbeddingMLP, OneHotMLP
@@ -232,7 +233,7 @@ def test_nothing_is_left_behind_in_the_metric_and_the_model():
     recorder.record(0)
     assert model[0].weight.grad.equal(torch.ones(7, 4))
     assert model[2].weight.grad is None
-    assert all(member["states"]["features1"] == [] for member in monitor.state_dict()["metric"].values())
+    assert all(member["states"]["features1"] == [] for member in unpack(monitor.state_dict()["metric"]).values())
 
 
 @pytest.mark.parametrize(
