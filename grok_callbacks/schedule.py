@@ -20,7 +20,8 @@ Event = Literal["epoch", "validation"]
 class Budget:
     """The share of the training time that monitors may take; those that are given the same object share it.
 
-    Each monitor's first measurement always happens and is not charged, since it warms up what later ones find warm.
+    Each monitor's first measurement always happens and is not charged, since it warms up what later ones find warm. Nor
+    are figures, and writing to loggers.
 
     Args:
         share: Seconds of measuring per second of training, for instance ``0.02``.

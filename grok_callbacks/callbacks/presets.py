@@ -41,7 +41,8 @@ def default_callbacks(
         preset: ``"economy"`` (norms, weight and spectral entropy, detector), ``"standard"`` or ``"full"``.
         probe: The samples to look at; by default drawn from the Trainer's data.
         schedule: When to measure; log-spaced by default.
-        budget: The share of the training time that all of them may take together; no limit by default.
+        budget: The share of the training time that their measurements may take together, see
+            :class:`~grok_callbacks.Budget`; no limit by default.
 
     Returns:
         A new list of monitors.
