@@ -14,7 +14,7 @@ __all__ = ["History", "Series"]
 
 @dataclass
 class Series:
-    """One curve: increasing steps, and a value at each."""
+    """One curve: increasing steps, and a value at each. Write with :meth:`put`: checkpoints notice no other change."""
 
     steps: list[int] = field(default_factory=list)
     values: list[float] = field(default_factory=list)

@@ -143,6 +143,10 @@ CHANGES = {
         two_lists,
         lambda metric: setattr(metric, "first", metric.first[0]),
     ),
+    "members by other names": (
+        lambda: MetricCollection({"a": SumMetric()}, compute_groups=False),
+        lambda metric: metric._modules.update({"b": metric._modules.pop("a")}),
+    ),
     "the count alone": (SumMetric, lambda metric: metric.update(torch.tensor(0.0))),
 }
 

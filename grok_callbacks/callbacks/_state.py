@@ -46,8 +46,8 @@ class MetricState:
 def _looked_at(metric: Metric | MetricCollection) -> list[tuple[Any, ...]] | None:
     """Where which tensors stand and how often they were written, ``None`` where nobody counts."""
     seen: list[tuple[Any, ...]] = []
-    for member in _members(metric):
-        seen.append((type(member), member._update_count))
+    for name_of_member, member in _members(metric):
+        seen.append((name_of_member, type(member), member._update_count))
         for name in member._defaults:
             state = getattr(member, name)
             is_list = isinstance(state, list)
@@ -73,12 +73,12 @@ class _Same:
     __hash__ = None  # type: ignore[assignment]
 
 
-def _members(metric: Metric | MetricCollection) -> Iterator[Metric]:
+def _members(metric: Metric | MetricCollection, name: str = "") -> Iterator[tuple[str, Metric]]:
     if isinstance(metric, MetricCollection):
-        for _, member in metric.items(keep_base=True, copy_state=False):
-            yield from _members(member)
+        for inner, member in metric.items(keep_base=True, copy_state=False):
+            yield from _members(member, f"{name}/{inner}")
     else:
-        yield metric
+        yield name, metric
 
 
 def restore_metric(metric: Metric | MetricCollection, state: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ from lightning.pytorch import callbacks
 from torch import nn
 
 from grok_callbacks import AtValidation, EverySteps, NormMonitor
-from tests._common import Plain, fit, loader
+from tests._common import Classifier, Plain, fit, loader
 
 pytestmark = pytest.mark.skipif(not hasattr(callbacks, "WeightAveraging"), reason="Lightning has no WeightAveraging")
 
@@ -70,3 +70,16 @@ def test_stochastic_averaging_validates_what_is_trained():
     weights = run([], [monitor], callbacks.StochasticWeightAveraging(swa_lrs=0.05, swa_epoch_start=1))
     found = values(monitor)
     assert {step: found[step] for step in weights.validated} == pytest.approx(weights.validated, rel=1e-12)
+
+
+def test_for_batch_norm_an_epoch_is_added_in_which_the_average_is_measured():
+    monitor = NormMonitor(schedule=EverySteps(1))
+    weights, module = Weights(), Classifier()
+    average = callbacks.StochasticWeightAveraging(swa_lrs=0.05, swa_epoch_start=1)
+    fit([weights, average, monitor], module, validation=loader(8), max_epochs=3, max_steps=-1)
+    found = values(monitor)
+    last = 3 * len(loader())
+    assert found[last] == pytest.approx(weights.validated[last], rel=1e-12)
+    assert max(found) > last
+    assert found[max(found)] == pytest.approx(norm_of(module), rel=1e-12)
+    assert abs(found[max(found)] - found[last]) > 1e-6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from grok_callbacks import EverySteps, default_callbacks
+from grok_callbacks import EverySteps, GradientCoherenceMonitor, default_callbacks
 from tests._common import Plain, fit, loader
 
 WITHOUT_GRADIENTS = {"RobustnessMonitor", "GradientCoherenceMonitor"}
@@ -61,3 +62,27 @@ def test_what_needs_gradients_is_switched_off_and_the_rest_works(last_is_inside)
             # What compares with the measurement before begins at the second.
             assert all(recorder.history[key].steps[-3:] == [1, 2, 3] for key in keys)
             assert keys
+
+
+class FromTheInputs(Checkpointed):
+    """Its first layer is checkpointed, which trains nothing of it."""
+
+    def forward(self, x):
+        return self.net[2:](checkpoint(self.net[:2], x, use_reentrant=True))
+
+
+def test_a_part_that_begins_at_the_inputs_has_no_gradients():
+    monitor = GradientCoherenceMonitor(schedule=EverySteps(1))
+    module = FromTheInputs(last_is_inside=False)
+    before = {name: weight.clone() for name, weight in module.state_dict().items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fit([monitor], module, validation=loader(8), max_steps=3)
+    assert monitor._recorder.switched_off == []
+    for name, weight in module.state_dict().items():
+        is_checkpointed = name.startswith("net.0")
+        assert torch.equal(weight, before[name]) == is_checkpointed
+        key = f"grok/gradient_coherence/{name}"
+        assert key in monitor.history or name.endswith("bias")
+        if key in monitor.history:
+            assert all(math.isnan(value) == is_checkpointed for value in monitor.history[key].values)
