@@ -103,14 +103,12 @@ def take_turns(name: str, presets: Sequence[str], steps: int, *, keep: bool = Fa
         What each run gave, and as ``core`` the share of a core that it had in its turns.
     """
     allocator = _KEEP if keep else {}
-    environment = {**os.environ, **allocator, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
     with ExitStack() as stack:
         processes = []
         going = {}
         for number, preset in enumerate(presets):
             errors = stack.enter_context(tempfile.TemporaryFile("w+"))
-            command = [sys.executable, "-m", __spec__.name, name, preset, str(steps)]
-            process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True)
+            process = _started(errors, name, preset, str(steps), **allocator)
             stack.callback(process.kill)
             processes.append((process, errors))
             # It stops by itself at its first step.
@@ -133,14 +131,19 @@ def take_turns(name: str, presets: Sequence[str], steps: int, *, keep: bool = Fa
 
 def save_checkpoints(name: str, presets: Sequence[str], steps: int) -> list[dict[str, float]]:
     """What a checkpoint costs at the end of a run with each preset, each in a process of its own."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
     results = []
     for preset in presets:
         with tempfile.TemporaryFile("w+") as errors:
-            command = [sys.executable, "-m", __spec__.name, name, preset, str(steps), "checkpoints"]
-            process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True)
+            process = _started(errors, name, preset, str(steps), "checkpoints")
             results.append(_result(process, errors)["checkpoint"])
     return results
+
+
+def _started(errors: IO[str], *words: str, **variables: str) -> subprocess.Popen[str]:
+    """A process of this module's own, with further environment variables."""
+    environment = {**os.environ, **variables, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-m", __spec__.name, *words]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True)
 
 
 class _Saves(Callback):

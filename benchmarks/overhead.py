@@ -49,6 +49,9 @@ _SHORT = 2_000
 _SAVED = 500
 #: Whole runs by how their allocator goes about freed memory: as it comes, which is what users have, and keeping all of it.
 _AS_IT_COMES, _KEEPING = ALLOCATORS = ("runs", "kept")
+#: Equal runs of it come far apart with the allocator as it comes: so it is repeated more often, and further with the preset
+#: whose bar is the narrowest alone.
+_SCATTERED, _MORE, _PAIRS = "CNN", 2, 4
 
 
 def main() -> None:
@@ -71,13 +74,12 @@ def main() -> None:
                 done.get(f"allocator {name}", lambda n=name, s=short: take_turns(n, (NONE, NONE, "standard"), s))
                 done.get(f"checkpoints {name}", lambda n=name: save_checkpoints(n, (NONE, *PRESETS), _SAVED))
             done.get(f"{_AS_IT_COMES} {name} {_SHORT} {repeat}", lambda n=name: take_turns(n, (NONE, *PRESETS, CAPPED), _SHORT))
-            for kind in ALLOCATORS:
-                done.get(
-                    f"{kind} {name} {steps[name]} {repeat}",
-                    lambda n=name, k=kind: take_turns(n, (NONE, *PRESETS), steps[n], keep=k == _KEEPING),
-                )
         if repeat == 0:
             _peers_and_growth(done, arguments)
+    for kind in () if arguments.table else ALLOCATORS:
+        for name in TASKS:
+            for key, presets in _groups(kind, name, steps[name], arguments.repeats).items():
+                done.get(key, lambda n=name, p=presets, k=kind: take_turns(n, p, steps[n], keep=k == _KEEPING))
     parts = [
         "## Whole runs", _introduction(steps), _whole_runs(done, _AS_IT_COMES, steps, arguments.repeats), _LIMITS,
         "## Whole runs with an allocator that keeps what is freed", _WHY_KEEPING,
@@ -150,8 +152,7 @@ def _introduction(steps: dict[str, int]) -> str:
 def _whole_runs(done: _Results, kind: str, steps: dict[str, int], repeats: int) -> str:
     rows = []
     for name in TASKS:
-        keys = [f"{kind} {name} {steps[name]} {number}" for number in range(repeats)]
-        groups = [done.values[key] for key in keys if key in done.values]
+        groups = [done.values[key] for key in _groups(kind, name, steps[name], repeats) if key in done.values]
         if any(run["weights"] != group[0]["weights"] for group in groups for run in group):
             raise RuntimeError(f"A preset changed the training of {name}.")
         for number, preset in enumerate((NONE, *PRESETS, CAPPED)):
@@ -165,6 +166,14 @@ def _whole_runs(done: _Results, kind: str, steps: dict[str, int], repeats: int) 
         "of each pair", "1 + share in callbacks", "peak MB (ratio)", "page faults, millions", "met", "met from steps",
     ]  # fmt: skip
     return markdown(header, rows) + "\n\n" + _missed(rows, header)
+
+
+def _groups(kind: str, name: str, steps: int, repeats: int) -> dict[str, Sequence[str]]:
+    """Which presets take turns with each other, by the names of their measurements."""
+    groups: list[Sequence[str]] = [(NONE, *PRESETS)] * repeats
+    if (kind, name) == (_AS_IT_COMES, _SCATTERED):
+        groups += [(NONE, *PRESETS)] * _MORE + [(NONE, min(PRESETS, key=BARS.__getitem__))] * _PAIRS
+    return {f"{kind} {name} {steps} {number}": presets for number, presets in enumerate(groups)}
 
 
 def _missed(rows: Sequence[Sequence[Any]], header: Sequence[str]) -> str:
@@ -216,9 +225,9 @@ callbacks' hooks (drawing samples, measuring, figures and writing to TensorBoard
 and so do *ms each*, *allowed* (the training steps that a measurement may cost for the bar to be met at this length) and *met
 from steps*. *Page faults* are those of each run's whole process.
 
-A ratio below 1 is no speed of ours. A step of the CNN frees so much memory that the C library's allocator hands some back to
-the system, and fetches it anew in the next. Once a measurement has used more, the allocator keeps more, if chance has it:
-compare the page faults. So its pairs lie far apart, there are more of them, and the next table has the faults taken out.
+A ratio below 1 is no speed of ours. In some processes, not in others, the C library's allocator hands memory back to the
+system after a step of the CNN and fetches it anew in the next: compare the page faults, in the order of the pairs. So its pairs
+lie far apart, there are more of them (the last with one preset alone), and the next table has the faults taken out.
 
 What limits it: a measurement's work does not shrink with the model or the batch. It begins with passes over 256 training and
 256 validation samples, about as many as two batches of these runs; the standard preset adds 1,488 samples for the linear
@@ -235,8 +244,8 @@ hands memory back (and python's hash seed fixed): it takes the page faults out o
 by more than the control below, training steps themselves are slower in runs with callbacks. Why, is not known."""
 
 _WHY_SHORT = f"""{_SHORT:,} steps, as of the package's own demo: too few for the bars. *{CAPPED}* is the preset with
-`budget=0.05`, which measures less often. The budget counts the monitors' time alone, and not the first measurement, nor the
-figures and the writing to TensorBoard: these are what it exceeds the budget by."""
+`budget=0.05`, which measures less often. The budget counts the monitors' time alone, and not the first measurement; figures
+and the writing to TensorBoard come on top, too."""
 
 _WHY_CHECKPOINTS = f"""CPU time of one `trainer.save_checkpoint` and its size, after {_SAVED} steps, the median of 20 with
 nothing measured between them. Lightning's default `ModelCheckpoint` saves one at every epoch, one step of full batches: then
