@@ -70,9 +70,9 @@ class Ranks:
 
     def gather(self, value: T) -> list[T]:
         """Every rank's (small, picklable) value, in order of rank, on all of them."""
-        self.agree()
         if self.world_size == 1:
             return [value]
+        self.agree()
         values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, value)
         return values

@@ -25,6 +25,9 @@ __all__ = ["Measurable", "Recorder", "check_state"]
 
 T = TypeVar("T")
 
+# Where nothing is planned any more.
+_MOST_IDLE_STEPS = 10**9
+
 
 @runtime_checkable
 class Measurable(Protocol):
@@ -136,9 +139,6 @@ class Recorder:
         self._seen = -1
         self._bound = False
         self._next_step: float = -1
-        # How the schedules hear of the ends of epochs and validations, and whether none does.
-        self._ways: list[Callable[..., bool]] = []
-        self._are_deaf = False
 
     @property
     def monitors(self) -> list[Measurable]:
@@ -311,8 +311,7 @@ class Recorder:
         if type(step) is not int or step < 0:
             step = _checked_step(step)
         self._seen = step
-        # Most schedules know no events, and epochs can be many.
-        if event is not None and self._all_are_deaf():
+        if event is not None and not self._is_heeded(event, epoch):
             event = None
         if event is None and step < self._next_step and self._bound and not metrics:
             return {}
@@ -322,7 +321,7 @@ class Recorder:
             self.history.add(step, metrics)
         may_be_due = event is not None or step >= self._next_step
         due = [slot for slot in self._slots if self._is_due(slot, step, event, epoch)] if may_be_due else []
-        due = self._within_budget(due)
+        due = self._within_budget(due) if due else due
         values = self._measure(due, step) if due else {}
         if due or metrics:
             values |= self._analyse(step)
@@ -333,13 +332,16 @@ class Recorder:
             self._plan()
         return values
 
-    def _all_are_deaf(self) -> bool:
-        """Whether no schedule takes notice of the ends of epochs and validations."""
-        # The same ones, as a rule.
-        ways = [slot.monitor.schedule.at for slot in self._slots]
-        if ways != self._ways:
-            self._ways, self._are_deaf = ways, all(getattr(way, "__func__", None) is Schedule.at for way in ways)
-        return self._are_deaf
+    def idle_steps(self, step: int) -> int:
+        """How many of the steps that follow ``step``, one after the other, :meth:`record` has nothing to do for.
+
+        The ends of epochs and of validations, and metrics from elsewhere, are not counted in.
+        """
+        return max(int(min(self._next_step, _MOST_IDLE_STEPS)) - step - 1, 0) if self._bound else 0
+
+    def _is_heeded(self, event: Event, epoch: int) -> bool:
+        """Whether any schedule measures then; few do, and epochs can be many."""
+        return any(slot.monitor.schedule.at(event, epoch) for slot in self._slots)
 
     def _is_due(self, slot: _Slot, step: int, event: Event | None, epoch: int) -> bool:
         is_time = slot.next_step is not None and step >= slot.next_step

@@ -64,6 +64,8 @@ class Session:
         # The names of what the module has logged so far, and those of them that a monitor reads.
         self._available: set[str] = set()
         self._wanted: list[str] = []
+        # Batches that are sure to end before anything is due.
+        self._idle_batches = 0
         #: The step at which this fit began.
         self.began = 0
         self.epochs_ended = 0
@@ -148,14 +150,28 @@ class Session:
 
     def train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Measure what is due."""
-        self.step()
+        if self._idle_batches:
+            self._idle_batches -= 1
+        else:
+            self.step()
 
     def step(self) -> None:
         """Measure what is due after an optimiser step."""
         assert self.recorder is not None
-        values = self.recorder.record(self.trainer.global_step)
+        step = self.trainer.global_step
+        values = self.recorder.record(step)
+        # Lightning's own loop makes one step a batch at most. To ask it for the number takes longer than to count.
+        if self.trainer.lightning_module.automatic_optimization:
+            self._idle_batches = self.recorder.idle_steps(step)
         if values:
             self._publish(values)
+
+    def catch_up(self) -> None:
+        """Let the Recorder know of the steps at which there was nothing to do."""
+        step = self.trainer.global_step
+        # What is due must wait for its batch to end.
+        if self.recorder is not None and self.recorder.idle_steps(step - 1):
+            self.recorder.record(step)
 
     def epoch_end(self) -> None:
         """Measure what is due at the end of a training epoch, and take in the module's own metrics."""
@@ -203,6 +219,7 @@ class Session:
 
     def end(self) -> None:
         """Take in the last metrics, log the last figures and texts, and flush."""
+        self.catch_up()
         self._take_in_metrics()
         if self.recorder is not None and self.recorder.history:
             if self._drawn_at != self.recorder.last_step:
@@ -214,6 +231,7 @@ class Session:
 
     def fail(self, exception: BaseException) -> None:
         """Flush the loggers of a run that ends early; Lightning calls no teardown then."""
+        self.catch_up()
         self.flush()
         self.leave()
 

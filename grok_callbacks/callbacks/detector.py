@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from grok_callbacks._compat import MisconfigurationException
 from grok_callbacks.callbacks._summary import in_markdown
 from grok_callbacks.callbacks.monitor import Monitor
-from grok_callbacks.forecast.onset import EVENTS, PHASES, Events, OnsetTracker, Outcome, Phase, Thresholds, is_share
+from grok_callbacks.forecast.onset import EVENTS, PHASES, OnsetTracker, Outcome, Phase, Thresholds, is_share
 from grok_callbacks.forecast.sources import logged_accuracy_names
 from grok_callbacks.forecast.words import event_in_words
 from grok_callbacks.history import History
@@ -142,7 +142,8 @@ class GrokkingDetector(Monitor):
         # How many series there were then, and what was found among them.
         self._known = -1
         self._found: dict[Split, str | None] = {}
-        self._told: Events | None = None
+        # Up to which change of the events all is logged.
+        self._told = -1
         # States of detectors with other settings in the checkpoint that the run goes on from.
         self._saved_otherwise: list[str] = []
 
@@ -178,7 +179,7 @@ class GrokkingDetector(Monitor):
         self._is_watching = False
         self._followed = ()
         self._known = -1
-        self._told = None
+        self._told = -1
 
     def _can_measure(self, split: Split, view: ModelView) -> bool:
         is_named = self.metric_names[split] is not None
@@ -241,46 +242,58 @@ class GrokkingDetector(Monitor):
     def analyse(self, history: History, step: int) -> Mapping[str, float | Tensor]:
         """Feed the tracker what is new, and report the events that it establishes."""
         self.follow(history, step)
-        events, self._unannounced = self._unannounced, []
-        for event in events:
-            self.announce(event_in_words(event, self.tracker.events))
-        if events and self.should_stop and self.session is not None:
-            self.session.trainer.should_stop = True
-        return self._news()
+        if self._unannounced:
+            events, self._unannounced = self._unannounced, []
+            for event in events:
+                self.announce(event_in_words(event, self.tracker.events))
+            if self.should_stop and self.session is not None:
+                self.session.trainer.should_stop = True
+        return self._news() if self.tracker.changes != self._told else {}
 
     def follow(self, history: History, step: int) -> None:
         """Feed the tracker what is new; another monitor that goes by it may need it to before this one's turn comes."""
-        ended = () if self.session is None else (self.session.epochs_ended, self.session.validations_ended)
+        session = self.session
+        ended = (0, 0) if session is None else (session.epochs_ended, session.validations_ended)
         moment = (step, history.additions, *ended)
         if moment == self._followed:
             return
         self._followed = moment
         if not self._is_watching:
             # The first measurement may come later, when a probe has filled.
-            self._is_watching, self.tracker.start = True, step if self.session is None else self.session.began
+            self._is_watching, self.tracker.start = True, step if session is None else session.began
         if len(history) != self._known:
             self._known, self._found = len(history), {split: self._find(split, history) for split in SPLITS}
-        found = self._found
-        self._check_shares(history, found)
         self._check_names(history, step)
-        for split in SPLITS:
-            self._unannounced += self._feed(split, history, found[split])
+        unread = self._unread(history)
+        for split, points in unread.items():
+            if self._are_no_shares(split, points):
+                self._start_over(split)
+                unread = self._unread(history)
+                break
+        for split, points in unread.items():
+            self._feed(split, points)
 
-    def _feed(self, split: Split, history: History, found: str | None) -> list[str]:
-        source = self._source(split, history, found)
-        if source is None or not self._has_heard(split):
-            return []
-        if source != self._sources.get(split):
-            # The module has begun to log, or what it logs is no accuracy after all. What was established stays so.
-            self._sources[split] = source
-        if split == "validation" and self._count and source == self._own(split):
+    def _unread(self, history: History) -> dict[Split, list[tuple[int, float]]]:
+        """What has been added to the series that the run is judged by."""
+        unread: dict[Split, list[tuple[int, float]]] = {}
+        for split in SPLITS:
+            source = self._source(split, history)
+            if source is not None and self._has_heard(split):
+                # It may be another than before: the module has begun to log, or what it logs is no accuracy after all. What
+                # was established stays so.
+                self._sources[split] = source
+                points = history[source].after(self._fed[split])
+                if points:
+                    unread[split] = points
+        return unread
+
+    def _feed(self, split: Split, points: Sequence[tuple[int, float]]) -> None:
+        if split == "validation" and self._count and self._sources[split] == self._own(split):
             self._allow_for_luck()
         update = self.tracker.update_train if split == "train" else self.tracker.update_validation
-        events: list[str] = []
-        for point_step, value in history[source].after(self._fed[split]):
-            self._fed[split] = point_step
-            events += update(point_step, value)
-        return events
+        for step, value in points:
+            self._fed[split] = step
+            self._unannounced += update(step, value)
 
     def _has_heard(self, split: Split) -> bool:
         """Whether the module has had the occasion to log what the run is to be judged by."""
@@ -309,26 +322,23 @@ class GrokkingDetector(Monitor):
         assert self.session is not None
         return self.session.epochs_ended > 0 and (split == "train" or self.session.validations_ended > 0)
 
-    def _check_shares(self, history: History, found: Mapping[Split, str | None]) -> None:
-        """Go by accuracies of our own as soon as what was found turns out to be something else."""
-        for split, name in found.items():
-            if name is None or self.metric_names[split] is not None or not self._logs_shares:
-                continue
-            if not all(is_share(value) for _, value in history[name].after(self._fed[split])):
-                self._logs_shares = False
-                self._start_over()
-                warnings.warn(
-                    f"{name!r} is no share between 0 and 1; {self.label} goes by the accuracy that it measures.", stacklevel=2
-                )
+    def _are_no_shares(self, split: Split, points: Sequence[tuple[int, float]]) -> bool:
+        """Whether what was found among the logged metrics turns out to be no accuracy."""
+        is_found = self._logs_shares and self.metric_names[split] is None and self._found[split] is not None
+        return is_found and not all(is_share(value) for _, value in points)
 
-    def _start_over(self) -> None:
-        """Take back what percentages seemed to tell."""
+    def _start_over(self, split: Split) -> None:
+        """Go by accuracies of our own, and take back what percentages seemed to tell."""
+        what = f"{self._found[split]!r} is no share between 0 and 1"
+        warnings.warn(f"{what}; {self.label} goes by the accuracy that it measures.", stacklevel=2)
+        self._logs_shares = False
         self._fed = {"train": -1, "validation": -1}
-        for split in SPLITS:
-            self.tracker.restart(split)
+        for each in SPLITS:
+            self.tracker.restart(each)
 
-    def _source(self, split: Split, history: History, found: str | None) -> str | None:
+    def _source(self, split: Split, history: History) -> str | None:
         """The key of the series to judge by: what the module logs, otherwise what was measured on the probe."""
+        found = self._found[split]
         if self.metric_names[split] is not None or (found is not None and self._logs_shares):
             return found
         return self._own(split) if self._own(split) in history else None
@@ -339,11 +349,8 @@ class GrokkingDetector(Monitor):
 
     def _news(self) -> dict[str, float]:
         """What is to be logged: since when what was watched, the events, and those that are taken back."""
-        events = self.tracker.events
-        if events == self._told:
-            return {}
-        self._told = events
-        values = events.values()
+        self._told = self.tracker.changes
+        values = self.tracker.events.values()
         new = {key: value for key, value in values.items() if self._logged.get(key, -1.0) != value}
         self._logged |= new
         return new

@@ -279,6 +279,8 @@ class Monitor(Callback, metaclass=_MonitorType):
     def _state(self, *, most_bytes: float) -> dict[str, Any]:
         if self._recorder is None:
             return dict(self._restored or {})
+        if self.session is not None:
+            self.session.catch_up()
         state = {
             "recorder": self._recorder.state_of(self),
             "metric": self._metric_state.of(self.metric),

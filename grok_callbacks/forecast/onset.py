@@ -222,6 +222,8 @@ class OnsetTracker:
     def __init__(self, thresholds: Thresholds | None = None, start: int = 0) -> None:
         self.thresholds = thresholds or Thresholds()
         self.start = start
+        #: How often :attr:`events` became others: as long as it is the same, there is nothing new.
+        self.changes = 0
         self._since: dict[str, int] = {}
         self._crossings = {event: _Crossing() for event in EVENTS}
 
@@ -244,16 +246,20 @@ class OnsetTracker:
         return events
 
     def _note(self, split: str, step: int) -> None:
-        self._since.setdefault(split, step if self.start > 0 else 0)
+        if split not in self._since:
+            self.changes += 1
+            self._since[split] = step if self.start > 0 else 0
 
     def _update(self, step: int, value: float, levels: Mapping[str, float]) -> list[str]:
         sign = self.thresholds.sign
-        return [
+        events = [
             event
             for event, level in levels.items()
             # The comparison is false for NaN.
             if self._crossings[event].update(step, sign * value >= sign * level, self.thresholds.patience)
         ]
+        self.changes += len(events)
+        return events
 
     @property
     def memorized_step(self) -> int | None:
@@ -293,6 +299,7 @@ class OnsetTracker:
 
     def restart(self, split: Literal["train", "validation"]) -> None:
         """Forget what one of the two metrics has told."""
+        self.changes += 1
         self._since.pop(split, None)
         for event in ("memorized",) if split == "train" else ("onset", "generalized"):
             self._crossings[event] = _Crossing()
@@ -322,6 +329,7 @@ class OnsetTracker:
             raise ValueError("`state` is not that of an OnsetTracker.") from error
         if not all(value is None or isinstance(value, int) for value in values):
             raise ValueError("`state` is not that of an OnsetTracker.")
+        self.changes += 1
         self.thresholds, self.start, self._since = thresholds, start, since
         for event, saved in crossings.items():
             crossing = self._crossings[event]
