@@ -311,16 +311,16 @@ class Recorder:
         if type(step) is not int or step < 0:
             step = _checked_step(step)
         self._seen = step
-        if event is not None and not self._is_heeded(event, epoch):
-            event = None
-        if event is None and step < self._next_step and self._bound and not metrics:
+        # Few schedules heed an event, and epochs can be many.
+        heeding = [slot for slot in self._slots if slot.monitor.schedule.at(event, epoch)] if event is not None else []
+        if not heeding and step < self._next_step and self._bound and not metrics:
             return {}
         if not self._bound:
             self.bind(start=step)
         if metrics:
             self.history.add(step, metrics)
-        may_be_due = event is not None or step >= self._next_step
-        due = [slot for slot in self._slots if self._is_due(slot, step, event, epoch)] if may_be_due else []
+        may_be_due = heeding or step >= self._next_step
+        due = [slot for slot in self._slots if self._is_due(slot, step, heeding)] if may_be_due else []
         due = self._within_budget(due) if due else due
         values = self._measure(due, step) if due else {}
         if due or metrics:
@@ -333,19 +333,20 @@ class Recorder:
         return values
 
     def idle_steps(self, step: int) -> int:
-        """How many of the steps that follow ``step``, one after the other, :meth:`record` has nothing to do for.
+        """How many consecutive steps after ``step`` pass before one is planned; :meth:`record` may be left out for them.
 
-        The ends of epochs and of validations, and metrics from elsewhere, are not counted in.
+        An event or metrics from elsewhere may come earlier. :meth:`catch_up` makes good for what was left out.
         """
-        return max(int(min(self._next_step, _MOST_IDLE_STEPS)) - step - 1, 0) if self._bound else 0
+        return int(min(max(self._next_step - step - 1, 0), _MOST_IDLE_STEPS)) if self._bound else 0
 
-    def _is_heeded(self, event: Event, epoch: int) -> bool:
-        """Whether any schedule measures then; few do, and epochs can be many."""
-        return any(slot.monitor.schedule.at(event, epoch) for slot in self._slots)
+    def catch_up(self, step: int) -> None:
+        """Know of all steps up to ``step`` that :meth:`record` was left out for; what is planned waits for it."""
+        if self._bound:
+            self._seen = max(self._seen, int(min(step, self._next_step - 1)))
 
-    def _is_due(self, slot: _Slot, step: int, event: Event | None, epoch: int) -> bool:
+    def _is_due(self, slot: _Slot, step: int, heeding: Sequence[_Slot]) -> bool:
         is_time = slot.next_step is not None and step >= slot.next_step
-        if not is_time and not (event is not None and slot.monitor.schedule.at(event, epoch)):
+        if not is_time and slot not in heeding:
             return False
         if slot.needs_samples and slot.probe in self._growing:
             return False

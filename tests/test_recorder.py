@@ -697,6 +697,22 @@ def test_a_schedule_that_heeds_events_of_its_own_accord():
     assert (late.steps, other.steps) == ([0, 5], [0])
 
 
+def test_each_schedule_is_asked_once_about_an_event():
+    asked = []
+
+    class Asked(EverySteps):
+        def at(self, event, epoch):
+            asked.append((self.n, event, epoch))
+            return event == "epoch"
+
+    first, second = Counting("first", schedule=Asked(100)), Counting("second", schedule=Asked(101))
+    recorder = Recorder(nn.Linear(2, 2), [first, second])
+    recorder.record(0)
+    recorder.record(5, event="epoch", epoch=3)
+    assert asked == [(100, "epoch", 3), (101, "epoch", 3)]
+    assert (first.steps, second.steps) == ([0, 5], [0, 5])
+
+
 @pytest.mark.parametrize("replaced", [False, True], ids=["changed", "replaced"])
 def test_a_schedule_that_comes_to_heed_events_later(replaced):
     monitor = Counting(schedule=EverySteps(100))

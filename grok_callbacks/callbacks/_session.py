@@ -152,26 +152,24 @@ class Session:
         """Measure what is due."""
         if self._idle_batches:
             self._idle_batches -= 1
-        else:
-            self.step()
+            return
+        self.step()
+        # Lightning's own loop makes one step a batch at most. To ask it for the number takes longer than to count.
+        if self.trainer.lightning_module.automatic_optimization:
+            assert self.recorder is not None
+            self._idle_batches = self.recorder.idle_steps(self.trainer.global_step)
 
     def step(self) -> None:
         """Measure what is due after an optimiser step."""
         assert self.recorder is not None
-        step = self.trainer.global_step
-        values = self.recorder.record(step)
-        # Lightning's own loop makes one step a batch at most. To ask it for the number takes longer than to count.
-        if self.trainer.lightning_module.automatic_optimization:
-            self._idle_batches = self.recorder.idle_steps(step)
+        values = self.recorder.record(self.trainer.global_step)
         if values:
             self._publish(values)
 
     def catch_up(self) -> None:
         """Let the Recorder know of the steps at which there was nothing to do."""
-        step = self.trainer.global_step
-        # What is due must wait for its batch to end.
-        if self.recorder is not None and self.recorder.idle_steps(step - 1):
-            self.recorder.record(step)
+        if self.recorder is not None:
+            self.recorder.catch_up(self.trainer.global_step)
 
     def epoch_end(self) -> None:
         """Measure what is due at the end of a training epoch, and take in the module's own metrics."""
@@ -219,7 +217,6 @@ class Session:
 
     def end(self) -> None:
         """Take in the last metrics, log the last figures and texts, and flush."""
-        self.catch_up()
         self._take_in_metrics()
         if self.recorder is not None and self.recorder.history:
             if self._drawn_at != self.recorder.last_step:

@@ -265,30 +265,25 @@ class GrokkingDetector(Monitor):
             self._known, self._found = len(history), {split: self._find(split, history) for split in SPLITS}
         self._check_names(history, step)
         unread = self._unread(history)
-        for split, points in unread.items():
+        for split, (_, points) in unread.items():
             if self._are_no_shares(split, points):
                 self._start_over(split)
                 unread = self._unread(history)
                 break
-        for split, points in unread.items():
-            self._feed(split, points)
-
-    def _unread(self, history: History) -> dict[Split, list[tuple[int, float]]]:
-        """What has been added to the series that the run is judged by."""
-        unread: dict[Split, list[tuple[int, float]]] = {}
-        for split in SPLITS:
-            source = self._source(split, history)
-            if source is not None and self._has_heard(split):
-                # It may be another than before: the module has begun to log, or what it logs is no accuracy after all. What
-                # was established stays so.
+        for split, (source, points) in unread.items():
+            if self._has_heard(split):
+                # It may be another than before: the module has begun to log. What was established stays so.
                 self._sources[split] = source
-                points = history[source].after(self._fed[split])
                 if points:
-                    unread[split] = points
-        return unread
+                    self._feed(split, source, points)
 
-    def _feed(self, split: Split, points: Sequence[tuple[int, float]]) -> None:
-        if split == "validation" and self._count and self._sources[split] == self._own(split):
+    def _unread(self, history: History) -> dict[Split, tuple[str, list[tuple[int, float]]]]:
+        """The series to judge the run by, and what has been added to them."""
+        sources = ((split, self._source(split, history)) for split in SPLITS)
+        return {split: (source, history[source].after(self._fed[split])) for split, source in sources if source is not None}
+
+    def _feed(self, split: Split, source: str, points: Sequence[tuple[int, float]]) -> None:
+        if split == "validation" and self._count and source == self._own(split):
             self._allow_for_luck()
         update = self.tracker.update_train if split == "train" else self.tracker.update_validation
         for step, value in points:
@@ -329,12 +324,12 @@ class GrokkingDetector(Monitor):
 
     def _start_over(self, split: Split) -> None:
         """Go by accuracies of our own, and take back what percentages seemed to tell."""
-        what = f"{self._found[split]!r} is no share between 0 and 1"
-        warnings.warn(f"{what}; {self.label} goes by the accuracy that it measures.", stacklevel=2)
         self._logs_shares = False
         self._fed = {"train": -1, "validation": -1}
         for each in SPLITS:
             self.tracker.restart(each)
+        what = f"{self._found[split]!r} is no share between 0 and 1"
+        warnings.warn(f"{what}; {self.label} goes by the accuracy that it measures.", stacklevel=2)
 
     def _source(self, split: Split, history: History) -> str | None:
         """The key of the series to judge by: what the module logs, otherwise what was measured on the probe."""

@@ -222,7 +222,7 @@ class OnsetTracker:
     def __init__(self, thresholds: Thresholds | None = None, start: int = 0) -> None:
         self.thresholds = thresholds or Thresholds()
         self.start = start
-        #: How often :attr:`events` became others: as long as it is the same, there is nothing new.
+        #: As long as it is the same, so are :attr:`events`.
         self.changes = 0
         self._since: dict[str, int] = {}
         self._crossings = {event: _Crossing() for event in EVENTS}

@@ -121,6 +121,36 @@ def test_percentages_are_no_accuracies_and_what_they_seemed_to_tell_is_taken_bac
     assert {key: value for key, value in last.items() if value > 0} == {}, "what was logged too early is taken back"
 
 
+def test_percentages_of_one_split_are_noticed_before_the_other_is_judged():
+    """0.95 % would be beyond the level; that training logs percentages is known before its first epoch has ended."""
+
+    class Percent(Plain):
+        def training_step(self, batch, batch_idx):
+            self.log("train_acc", 55.0)
+            return super().training_step(batch, batch_idx)
+
+        def validation_step(self, batch, batch_idx):
+            self.log("val_acc", 0.95)
+
+    detector = GrokkingDetector(schedule=EVERY, patience=1, stop_after_generalization=True)
+    with pytest.warns(UserWarning, match="'train_acc' is no share between 0 and 1"):
+        _, trainer = fit(
+            [detector], Percent(lr=1e-6), loader(320), loader(), max_steps=12, val_check_interval=5, num_sanity_val_steps=0
+        )
+    assert trainer.global_step == 12
+    assert detector.grokked_step is None
+
+
+def test_what_turned_out_to_be_percentages_is_not_named_as_what_was_judged_by():
+    detector = GrokkingDetector()
+    detector.optional = True
+    recorder = Recorder(torch.nn.Linear(2, 1), [detector])
+    with pytest.warns(UserWarning, match="no share"):
+        recorder.record(0, metrics={"train_acc": 50.0, "val_acc": 10.0})
+    assert detector.own_state()["sources"] == {}
+    assert "train_acc" not in detector.texts()["summary"]
+
+
 def _frozen(train, validation):
     """Knows nothing: the classes are all wrong, whatever the logged numbers say."""
     module = Scripted(train, validation)
